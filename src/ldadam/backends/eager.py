@@ -1,0 +1,52 @@
+"""The page as it stands, one parameter at a time: the slowest backend, and the yardstick of the others."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ldadam import error_buffer
+from ldadam.algorithm import LowRankState, descend, ldadam_step
+from ldadam.backends.update import ParamUpdate
+from ldadam.layout import MatrixLayout
+from ldadam.subspace import PROJ_METHODS, first_basis
+
+
+def step_(updates: Sequence[ParamUpdate]) -> None:
+    """Move each parameter and its state in place."""
+    for update in updates:
+        _step_one_(update)
+
+
+def _step_one_(update: ParamUpdate) -> None:
+    layout, state, hyper = update.layout, update.state, update.hyper
+    assert layout is not None
+    grad = update.descent_grad()
+    error = error_buffer.read(state, grad.dtype)
+    direction, new = ldadam_step(
+        layout.to_matrix(grad),
+        LowRankState(
+            state["basis"],
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            layout.to_matrix(error) if error.dim() else error,
+        ),
+        step=update.step,
+        betas=hyper.betas,
+        eps=hyper.eps,
+        rho=hyper.rho,
+        next_basis=next_basis(update, layout),
+    )
+    moved = descend(
+        update.param.to(grad.dtype), layout.from_matrix(direction), lr=hyper.lr, weight_decay=hyper.weight_decay
+    )
+    kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq, "param": moved}
+    if hyper.error_feedback:
+        kept["error_buffer"] = layout.from_matrix(new.error_buffer)
+    update.keep_(kept, accept=update.accepts(grad))
+
+
+def next_basis(update: ParamUpdate, layout: MatrixLayout) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How this step finds its basis; None where it keeps the one it has."""
+    if update.is_first:
+        return first_basis(update.hyper.proj_method, shorter_side=min(layout.m, layout.n))
+    return PROJ_METHODS[update.hyper.proj_method] if update.moves_subspace else None

@@ -1,0 +1,58 @@
+"""One parameter about to be moved: what every backend, and the dense update, is handed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldadam.hyperparameters import Hyperparameters
+from ldadam.layout import MatrixLayout, math_dtype
+
+
+@dataclass(frozen=True)
+class ParamUpdate:
+    """A parameter, its gradient and state, and which step of its own this is.
+
+    Attributes:
+        param: the parameter.
+        grad: its gradient, of the same shape; its dtype may differ.
+        state: its optimizer state, changed in place.
+        step: t, from 1; a 0-d float64 tensor on the parameter's device where the host must not know it.
+        hyper: the hyperparameters of its group.
+        layout: how it is seen as a matrix; None for dense AdamW.
+        is_first: whether the basis is still the random one it was created with.
+    """
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    step: float | Tensor
+    hyper: Hyperparameters
+    layout: MatrixLayout | None = None
+    is_first: bool = False
+
+    @property
+    def moves_subspace(self) -> bool:
+        """Whether this step finds a new basis: always, but for an `update_interval` above 1."""
+        if self.is_first or self.hyper.update_interval == 1:
+            return True
+        return int(self.step - 1) % self.hyper.update_interval == 0
+
+    def descent_grad(self) -> Tensor:
+        """The gradient to descend, in the dtype of the arithmetic."""
+        grad = self.grad.to(math_dtype(self.param.dtype))
+        return -grad if self.hyper.maximize else grad
+
+    def accepts(self, grad: Tensor) -> Tensor | None:
+        """Whether to take the step at all, as a 0-d bool tensor; None where nothing is ever skipped."""
+        return torch.isfinite(grad).all() if self.hyper.skip_nonfinite else None
+
+    def keep_(self, new: dict[str, Tensor], *, accept: Tensor | None) -> None:
+        """Write new values of state and of "param" in place, or none of them where `accept` is false."""
+        for name, value in new.items():
+            old = self.param if name == "param" else self.state[name]
+            old.copy_(value if accept is None else torch.where(accept, value, old))
+        if accept is not None:
+            skipped = (~accept).to(torch.float32)
+            self.state["step"].sub_(skipped)
+            self.state["num_skipped"].add_(skipped)

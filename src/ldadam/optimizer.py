@@ -1,0 +1,246 @@
+"""`LDAdamW`: param groups, lazy state, `step`, and state dicts that come back as they were saved."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from ldadam import adamw, backends
+from ldadam.backends.update import ParamUpdate
+from ldadam.distributed import refuse_unsupported
+from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
+from ldadam.layout import MatrixLayout, matrix_layout
+from ldadam.param_groups import split_named_group, warn_about_dense_matrices
+from ldadam.state import check_state, create_state
+
+DEFAULTS = Hyperparameters()
+
+
+class LDAdamW(Optimizer):
+    """Adam with moments in a moving low-rank subspace, and generalized error feedback.
+
+    Matrices W (m x n, the projected side first) keep a basis U (m x rank), moments (rank x n) and an error buffer E
+    (m x n); everything else keeps the state of AdamW. State is created at a parameter's first gradient, in float32
+    (float64 for float64 parameters) but for the error buffer.
+
+    Every hyperparameter is also a key of a param group. Tensors of at least two dimensions are low-rank when both sides
+    exceed the rank; of three dimensions, a stack of matrices; of four and more, flattened to (out, rest). With
+    `named_parameters()` or `lowrank_param_groups(model)`, embeddings, output heads, norms, biases, routers and
+    LoRA factors are dense as well. `describe(optimizer)` shows each choice.
+
+    Args:
+        params: parameters, named parameters, or param groups.
+        lr: learning rate; a number or a tensor with one element.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled: multiplied by `lr`, then by the weight.
+        rank: columns of the basis; a fraction between 0 and 1 of the shorter side; or None for dense AdamW.
+        rho: how far the subspace follows the momentum (1) rather than the present gradient (0); below 1.
+        proj_type: the projected side: "std" the shorter, "reverse_std" the longer, "left" rows, "right" columns.
+        proj_method: how the basis moves: "power_iteration", "svd" or "svd_lowrank".
+        error_feedback: whether what the subspace misses is kept in E and added to the next gradient.
+        error_dtype: dtype of E: "float32", "bfloat16", "float64", or None for the parameter's.
+        update_interval: steps from one move of the subspace to the next; between them the basis is kept.
+        maximize: ascend instead of descend.
+        backend: how a step is computed: "eager" is the reference, "auto" picks.
+        skip_nonfinite: leave a parameter and its state as they are in a step whose gradient has a NaN or infinity,
+            decided on the device; state `num_skipped` counts these steps. Otherwise they spread, as in torch.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.
+
+    Example:
+        >>> import torch
+        >>> from ldadam import LDAdamW
+        >>> model = torch.nn.Linear(64, 32)
+        >>> optimizer = LDAdamW(model.named_parameters(), lr=1e-3, rank=8)
+        >>> model(torch.randn(4, 64)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.state[model.weight]["exp_avg"].shape
+        torch.Size([8, 64])
+
+    Source: arXiv 2410.16103, Algorithm 1; `ldadam.algorithm` has it as code.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = DEFAULTS.lr,
+        betas: tuple[float, float] = DEFAULTS.betas,
+        eps: float = DEFAULTS.eps,
+        weight_decay: float = DEFAULTS.weight_decay,
+        *,
+        rank: int | float | None = DEFAULTS.rank,
+        rho: float = DEFAULTS.rho,
+        proj_type: str = DEFAULTS.proj_type,
+        proj_method: str = DEFAULTS.proj_method,
+        error_feedback: bool = DEFAULTS.error_feedback,
+        error_dtype: str | torch.dtype | None = DEFAULTS.error_dtype,
+        update_interval: int = DEFAULTS.update_interval,
+        maximize: bool = DEFAULTS.maximize,
+        backend: str = DEFAULTS.backend,
+        skip_nonfinite: bool = DEFAULTS.skip_nonfinite,
+    ):
+        arguments = locals()
+        super().__init__(params, {name: arguments[name] for name in NAMES})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; one of named parameters becomes a low-rank and a dense group.
+
+        Raises:
+            ValueError: a hyperparameter of the group is out of range, or looks misspelt.
+        """
+        for group in split_named_group(param_group, default_rank=self.defaults["rank"]):
+            super().add_param_group(group)
+            try:
+                hyper = resolve(self.param_groups[-1], len(self.param_groups) - 1)
+            except ValueError:
+                del self.param_groups[-1]
+                raise
+            self.param_groups[-1]["error_dtype"] = hyper.error_dtype
+            warn_about_dense_matrices(self.param_groups[-1], len(self.param_groups) - 1)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every parameter that has a gradient by one step.
+
+        Args:
+            closure: recomputes and returns the loss, with gradients; run before gradients are read.
+
+        Returns:
+            What `closure` returned.
+
+        Raises:
+            RuntimeError: a gradient is sparse or complex.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, group in enumerate(self.param_groups):
+            hyper = resolve(group, index)
+            updates = [update for update in self._updates(group, index, hyper) if not _is_priming(update)]
+            for update in updates:
+                update.state["step"].add_(1)
+            adamw.step_([update for update in updates if update.layout is None])
+            backends.step_([update for update in updates if update.layout is not None], backend=hyper.backend)
+        return loss
+
+    def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> Iterable[ParamUpdate]:
+        """What there is to do for each parameter of the group that has a gradient; creates missing state."""
+        for position, param in enumerate(group["params"]):
+            if param.grad is None:
+                continue
+            _check_gradient(param, name=param_name(group, index, position))
+            layout = layout_of(param, hyper)
+            state = self.state[param]
+            is_new = not state
+            if is_new:
+                refuse_unsupported(param, name=param_name(group, index, position))
+                state.update(create_state(param, layout, hyper))
+            counter = state["step"]
+            if counter.device.type == "cpu":
+                step = counter.item() + 1
+                yield ParamUpdate(param, param.grad, state, step, hyper, layout, is_first=step == 1)
+            else:
+                step = counter.to(torch.float64) + 1
+                yield ParamUpdate(param, param.grad, state, step, hyper, layout, is_first=is_new)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; tensors keep the dtypes they were saved with.
+
+        `torch.optim.Optimizer` would cast state to the parameter's dtype, which ruins float32 moments of bfloat16
+        parameters.
+
+        Args:
+            state_dict: from `LDAdamW.state_dict`, of an optimizer with the same parameters in the same order.
+
+        Raises:
+            ValueError: groups or shapes do not fit.
+        """
+        held: dict[int, dict[str, Any]] = {}
+        ids: list[int] = []
+
+        def hold_state(_: Optimizer, final: dict[str, Any]) -> dict[str, Any]:
+            held.update(final["state"])
+            ids.extend(index for group in final["param_groups"] for index in group["params"])
+            return {**final, "state": {}}
+
+        def place_state(_: Optimizer) -> None:
+            self._place_state(held, ids)
+
+        # As the last pre-hook it sees what earlier hooks made of the state, and as the first post-hook it hands later
+        # ones a complete optimizer.
+        with (
+            self.register_load_state_dict_pre_hook(hold_state),
+            self.register_load_state_dict_post_hook(place_state, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    def _place_state(self, saved: dict[int, dict[str, Any]], ids: list[int]) -> None:
+        position_of = {saved_id: position for position, saved_id in enumerate(ids)}
+        owners = [
+            (param, group, index, position)
+            for index, group in enumerate(self.param_groups)
+            for position, param in enumerate(group["params"])
+        ]
+        for saved_id, values in saved.items():
+            param, group, index, position = owners[position_of[saved_id]]
+            hyper = resolve(group, index)
+            check_state(values, param, layout_of(param, hyper), name=param_name(group, index, position))
+            self.state[param] = {
+                key: value.to(param.device if _lives_on_device(key, hyper) else "cpu", copy=True)
+                for key, value in values.items()
+            }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fill in hyperparameters that an older version did not have."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in NAMES:
+                group.setdefault(name, getattr(DEFAULTS, name))
+
+
+def layout_of(param: Tensor, hyper: Hyperparameters) -> MatrixLayout | None:
+    """How a parameter of a group with these hyperparameters is projected; None for dense AdamW."""
+    return matrix_layout(param.shape, rank=hyper.rank, proj_type=hyper.proj_type)
+
+
+def param_name(group: dict[str, Any], index: int, position: int) -> str:
+    """The parameter's own name where it is known, else its place in the groups."""
+    if "param_names" in group:
+        return group["param_names"][position]
+    return f"parameter {position} of param group {index}"
+
+
+def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
+    return key != "step" or hyper.skip_nonfinite
+
+
+def _is_priming(update: ParamUpdate) -> bool:
+    """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
+
+    `torch.distributed.checkpoint` creates the state of a fresh optimizer that way. A step counted here would shift
+    the bias correction of the whole run.
+    """
+    lr = update.hyper.lr
+    if not update.is_first or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+        return False
+    return float(lr) == 0 and not update.grad.any()
+
+
+def _check_gradient(param: Tensor, *, name: str) -> None:
+    if param.grad is None or (param.grad.layout == torch.strided and not param.grad.is_complex()):
+        return
+    kind = "complex" if param.grad.is_complex() else "sparse"
+    raise RuntimeError(
+        f"LDAdamW needs dense real gradients; that of {name}, of shape {tuple(param.shape)}, is {kind}. "
+        + ("Use torch.optim.AdamW for it." if kind == "complex" else "Build its embedding with sparse=False.")
+    )

@@ -1,0 +1,93 @@
+"""Ways to get a basis: the published tracking and decompositions, and a range finder for the first step.
+
+Every function maps a target matrix B (..., m, n) and a basis (..., m, r) to a new orthonormal basis (..., m, r). An
+all-zero target says nothing about the subspace, so the given basis is returned.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# A full SVD of a matrix costs min(m, n) / r times the products of a step. Up to this side it takes milliseconds.
+SVD_MAX_SIDE = 256
+
+
+def orthonormalize(columns: Tensor, *, fallback: Tensor) -> Tensor:
+    """orth(X): Q of the QR decomposition, with the usual column order; `fallback` where X is all zero.
+
+    Columns are scaled first. That leaves Q as it is, and keeps squares of huge and tiny entries representable.
+    """
+    basis = torch.linalg.qr(unit_columns(columns)).Q
+    return torch.where(is_zero(columns), fallback, basis)
+
+
+def unit_columns(matrix: Tensor) -> Tensor:
+    """The matrix with each column divided by its largest absolute entry; zero columns stay zero."""
+    largest = matrix.abs().amax(dim=-2, keepdim=True)
+    return matrix / torch.where(largest > 0, largest, 1)
+
+
+def is_zero(matrix: Tensor) -> Tensor:
+    """Whether a matrix is all zero, as (..., 1, 1) bools, for masks."""
+    return (matrix == 0).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+
+
+def power_iteration(target: Tensor, basis: Tensor) -> Tensor:
+    """U = orth(B (B' U_minus)): one step of block power iteration, started from the previous basis."""
+    return orthonormalize(target @ unit_columns(target.mT @ basis), fallback=basis)
+
+
+def top_singular_vectors(target: Tensor, basis: Tensor) -> Tensor:
+    """The r leading left singular vectors of B. Non-finite entries count as zero: LAPACK refuses them."""
+    left = torch.linalg.svd(_finite(target), full_matrices=False).U
+    return torch.where(is_zero(target), basis, left[..., : basis.shape[-1]])
+
+
+def approximate_singular_vectors(target: Tensor, basis: Tensor) -> Tensor:
+    """The r leading left singular vectors of B by `torch.svd_lowrank`, which draws from torch's generator."""
+    left = torch.svd_lowrank(_finite(target), q=basis.shape[-1])[0]
+    return torch.where(is_zero(target), basis, left)
+
+
+def range_finder(target: Tensor, basis: Tensor) -> Tensor:
+    """The r leading left singular vectors of B, approximately, by three power iterations from a random basis.
+
+    Source: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4, without oversampling.
+    """
+    for _ in range(3):
+        basis = power_iteration(target, basis)
+    return basis
+
+
+def random_basis(rows: int, rank: int) -> Tensor:
+    """A fixed orthonormal (rows, rank) float32 matrix on the CPU: where a matrix's subspace starts from.
+
+    It depends on the shape alone, so that neither the device, nor the order of parameters, nor sharding changes a run.
+    """
+    return _random_basis(rows, rank).clone()
+
+
+@lru_cache(maxsize=8)
+def _random_basis(rows: int, rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(rows, rank, generator=generator)).Q
+
+
+def _finite(matrix: Tensor) -> Tensor:
+    return torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+PROJ_METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "power_iteration": power_iteration,
+    "svd": top_singular_vectors,
+    "svd_lowrank": approximate_singular_vectors,
+}
+
+
+def first_basis(proj_method: str, *, shorter_side: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """How the first basis of a matrix is found: the published SVD for small matrices, else the range finder."""
+    if proj_method == "power_iteration":
+        return top_singular_vectors if shorter_side <= SVD_MAX_SIDE else range_finder
+    return PROJ_METHODS[proj_method]
