@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ldadam import LDAdamW
+from tolerances import TOLERANCES
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
-# The published class takes its QR and SVD in float32, which moves its own result by up to 5e-6 of the distance.
-TOLERANCE = 2e-5
+TOLERANCE = TOLERANCES["published trajectory"]
 
 
 def replay(name: str) -> tuple[dict, dict[str, np.ndarray], dict[int, Tensor], dict[int, Tensor]]:
