@@ -1,0 +1,159 @@
+"""The command line: `ldadam pretrain`, `ldadam report`, `ldadam demo`.
+
+The options of `pretrain` are made from the fields of `PretrainConfig`. Heavy packages are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ldadam.training.config import FIELDS, merge, resolve
+from ldadam.training.config_file import parse_value, plain_types, read_config_file
+from ldadam.training.errors import CommandError
+
+app = typer.Typer(
+    name="ldadam",
+    help="Train language models with LDAdam.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)]
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; errors become one sentence on stderr."""
+    debug = "--debug" in arguments
+    try:
+        return app(arguments, standalone_mode=True) or 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _fail("stopped before training began; there is nothing to resume", 130, debug)
+    except CommandError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except Exception as error:
+        return _fail(_unexpected(error), 1, debug)
+
+
+def _fail(sentence: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"ldadam: {sentence}", file=sys.stderr)
+    return exit_code
+
+
+def _unexpected(error: Exception) -> str:
+    from ldadam.training.checkpoints import disk_reason
+
+    if reason := disk_reason(error):
+        return f"could not write or read a file: {reason}"
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first_line} (--debug shows where)"
+
+
+def _show_warnings_as_sentences() -> None:
+    """Warnings of the optimizer are for the user; those of other packages are not."""
+    from ldadam import LDAdamWarning
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        print(f"ldadam: {message}", file=sys.stderr)
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", LDAdamWarning)
+    warnings.showwarning = show
+
+
+def _option(name: str) -> inspect.Parameter:
+    """The command line option of one field of `PretrainConfig`; None means that it was not given."""
+    field, kinds = FIELDS[name], plain_types(name)
+    choices = field.metadata["choices"]
+    text = field.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+    default = f" Default: {field.default}." if field.default is not None and kinds != (bool,) else ""
+    kind = float if float in kinds else kinds[0]
+    metavar = {int: "N", float: "X", str: "TEXT", bool: None}[kind]
+    declaration = typer.Option(
+        help=text[0].upper() + text[1:] + "." + default,
+        rich_help_panel=field.metadata["panel"],
+        show_default=False,
+        metavar=metavar,
+    )
+    annotation = Annotated[kind | None, declaration]  # pyright: ignore[reportInvalidTypeForm]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the command's **settings by one option per field of `PretrainConfig`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [*own, *(_option(name) for name in FIELDS)]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def pretrain(
+    *,
+    config: Annotated[Path | None, typer.Option(help="YAML or TOML file with the same settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    debug: Debug = False,
+    **settings: Any,
+) -> None:
+    """Train a Llama on real text.
+
+    The command line wins over --config, --config over the preset. A run that was stopped continues with --resume.
+    """
+    from ldadam.training import run_folder
+    from ldadam.training.pretrain import pretrain as train
+
+    _show_warnings_as_sentences()
+    given = {name: parse_value(name, value, where="the command line") for name, value in settings.items()}
+    from_file = read_config_file(config) if config else {}
+    asked = merge(from_file, given)
+    resolved = run_folder.reopen(asked) if resume else resolve(asked)
+    run = train(resolved, resume=resume)
+    if resolved.report:
+        from ldadam.report import write_report
+
+        print(f"Report: {write_report([run], run)}")
+    print(f"Run folder: {run}")
+
+
+app.command()(_with_config_options(pretrain))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs: one for its report, several to compare them.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.png.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run, or the comparison of several."""
+    from ldadam.report import write_report
+
+    print(f"Report: {write_report(runs, out or (runs[0] if len(runs) == 1 else Path('.')))}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the two runs and their comparison.")] = Path("runs/demo"),
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Search the learning rate of both optimizers instead.")
+    ] = False,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Train LDAdamW and AdamW on the same batches of real text, then compare them."""
+    from ldadam.training.demo import run_demo, run_sweep
+
+    _show_warnings_as_sentences()
+    (run_sweep if sweep else run_demo)(out, threads=threads)

@@ -1,0 +1,96 @@
+"""Settings from a .yaml or .toml file, and the checks they share with settings from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from ldadam.training.config import FIELDS, TYPES
+from ldadam.training.errors import UsageError
+
+
+def plain_types(name: str) -> tuple[type, ...]:
+    """The types that field `name` accepts besides None."""
+    members = typing.get_args(TYPES[name]) or (TYPES[name],)
+    return tuple(member for member in members if member is not type(None))
+
+
+def parse_value(name: str, value: Any, *, where: str) -> Any:
+    """`value` as the type of field `name`; YAML's `1e-3` arrives as a string and is a number all the same."""
+    kinds = plain_types(name)
+    if value is None or (isinstance(value, bool) and bool in kinds):
+        return value
+    if not isinstance(value, bool):
+        if str in kinds and isinstance(value, str):
+            return check_choice(name, value, where=where)
+        for kind in kinds:
+            if kind in (int, float) and (converted := _number(value, kind)) is not None:
+                return converted
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise UsageError(f"{name} must be {expected}, got {value!r} in {where}")
+
+
+def _number(value: Any, kind: type) -> int | float | None:
+    """`value` as `kind` when nothing is lost by it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if kind is float:
+        return number
+    return int(number) if number.is_integer() else None
+
+
+def check_choice(name: str, value: str, *, where: str) -> str:
+    """`value` if the field has no fixed choices or this is one of them."""
+    choices = FIELDS[name].metadata["choices"]
+    if choices and value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r} in {where}")
+    return value
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a .yaml or .toml file, checked; names are the fields' (dashes count as underscores)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read config file {path}: {error}") from error
+    values = _parse_file(path, text)
+    if not isinstance(values, dict):
+        raise UsageError(f"config file {path} must hold names and values, got {type(values).__name__}")
+    settings = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in FIELDS:
+            raise UsageError(f"unknown key {key!r} in {path}{_closest(name)}")
+        settings[name] = parse_value(name, value, where=str(path))
+    return settings
+
+
+def _parse_file(path: Path, text: str) -> Any:
+    """The file's content, by its suffix."""
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if path.suffix == ".toml":
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
+    raise UsageError(f"config file {path} must end in .yaml or .toml")
+
+
+def _closest(name: str) -> str:
+    matches = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
+    return f": did you mean {matches[0]!r}?" if matches else f": expected one of {', '.join(FIELDS)}"

@@ -1,0 +1,106 @@
+"""What the subspace keeps: ‖UUᵀA‖/‖A‖ of each matrix, and the norm of its error buffer.
+
+A = G + E exists inside the step only. ‖A‖ is taken before it, and UᵀA is recovered after it from the first moment:
+
+    m = β₁ UᵀU₋ m₋ + (1-β₁) UᵀA     so     UᵀA = (m - β₁ UᵀU₋ m₋)/(1-β₁)
+
+which needs copies of the small m₋ and U₋ only. At a parameter's first step m₋ = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+LOW_RANK_STATE = ("exp_avg", "basis")
+
+
+@dataclass
+class _Before:
+    """One parameter before the step."""
+
+    name: str
+    parameter: Tensor
+    beta1: float
+    norm: Tensor  # ‖A‖
+    exp_avg: Tensor | None
+    basis: Tensor | None
+
+
+class SubspaceMonitor:
+    """Measures the steps between `before_step` and `after_step`; costs a pass over G and E, so call it now and then."""
+
+    def __init__(self, optimizer: Optimizer, names: Mapping[Any, str]) -> None:
+        self.optimizer = optimizer
+        self.names = names
+        self._before: list[_Before] = []
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Record ‖A‖ and copy m₋ and U₋ of each matrix. Gradients are final: clipped, accumulated."""
+        self._before = []
+        for group in self.optimizer.param_groups:
+            if group.get("rank") is None:
+                continue
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter)
+                if parameter.grad is not None and (not state or "basis" in state):
+                    self._before.append(self._record(parameter, beta1=float(group["betas"][0])))
+
+    def _record(self, parameter: Tensor, *, beta1: float) -> _Before:
+        state = self.optimizer.state.get(parameter, {})
+        corrected = parameter.grad.float() if parameter.grad is not None else parameter.float()
+        if "error_buffer" in state:
+            corrected = corrected + state["error_buffer"].float()
+        exp_avg, basis = (state[key].clone() if key in state else None for key in LOW_RANK_STATE)
+        norm = torch.linalg.vector_norm(corrected)
+        return _Before(self.names[parameter], parameter, beta1, norm, exp_avg, basis)
+
+    @torch.no_grad()
+    def after_step(self) -> dict[str, dict[str, float]]:
+        """`captured` and `error_norm`, each a number per matrix."""
+        captured, error_norm = {}, {}
+        for before in self._before:
+            state = self.optimizer.state[before.parameter]
+            if "basis" not in state:
+                continue
+            kept = torch.linalg.vector_norm(low_rank_gradient(before, state["exp_avg"], state["basis"]))
+            captured[before.name] = float(kept / before.norm) if before.norm > 0 else 1.0
+            if "error_buffer" in state:
+                error_norm[before.name] = float(torch.linalg.vector_norm(state["error_buffer"].float()))
+        self._before = []
+        return {"captured": captured, "error_norm": error_norm}
+
+
+def low_rank_gradient(before: _Before, exp_avg: Tensor, basis: Tensor) -> Tensor:
+    """UᵀA (r×n), recovered from the first moment before and after the step."""
+    if before.exp_avg is None or before.basis is None:
+        return exp_avg / (1 - before.beta1)
+    carried = (basis.mT @ before.basis) @ before.exp_avg
+    return (exp_avg - before.beta1 * carried) / (1 - before.beta1)
+
+
+def bytes_by_category(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Bytes of weights, gradients and optimizer state by kind, counted from the storages of live tensors."""
+    parameters = list(model.parameters())
+    kinds: dict[str, list[Tensor]] = {}
+    for state in optimizer.state.values():
+        for kind, value in state.items():
+            if torch.is_tensor(value):
+                kinds.setdefault(kind, []).append(value)
+    return {
+        "weights": storage_bytes(parameters),
+        "gradients": storage_bytes([p.grad for p in parameters if p.grad is not None]),
+        "optimizer": {kind: storage_bytes(tensors) for kind, tensors in sorted(kinds.items())},
+    }
+
+
+def storage_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes behind the tensors: a view counts for all it keeps alive, a shared storage counts once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

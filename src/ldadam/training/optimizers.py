@@ -1,0 +1,153 @@
+"""The optimizers that `--optimizer` knows. Add one by adding a row to `OPTIMIZERS`.
+
+Hyperparameter defaults are read from the optimizer's own signature, so they are written down once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ldadam.training.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from ldadam.training.config import PretrainConfig
+
+COMMON_OPTIONS: tuple[str, ...] = ("lr", "beta1", "beta2", "eps", "weight_decay")
+LDADAMW_OPTIONS: tuple[str, ...] = (
+    *COMMON_OPTIONS,
+    "rank",
+    "rho",
+    "proj_type",
+    "proj_method",
+    "error_feedback",
+    "error_dtype",
+    "update_interval",
+    "skip_nonfinite",
+    "backend",
+    "target_modules",
+)
+# Every option that belongs to some optimizer: those that the chosen one lacks are refused.
+ALL_OPTIONS = LDADAMW_OPTIONS
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """One row of the table: which settings the optimizer takes, their defaults, and how to build it."""
+
+    name: str
+    options: tuple[str, ...]
+    max_grad_norm: float  # as published; 0 is no clipping
+    defaults: Callable[[], dict[str, Any]]
+    build: Callable[[nn.Module, PretrainConfig], Optimizer]
+
+    def foreign_options(self) -> set[str]:
+        """Options of other optimizers."""
+        return {name for name in ALL_OPTIONS if name not in self.options}
+
+    def refuse_foreign_options(self, settings: dict[str, Any]) -> None:
+        """A setting without effect is a mistake of the caller."""
+        for name in sorted(self.foreign_options()):
+            if settings.get(name) is not None:
+                raise UsageError(f"{name} has no effect on {self.name}: leave it out, or choose another optimizer")
+
+
+def find_optimizer(name: str) -> OptimizerChoice:
+    """The row called `name`."""
+    if name not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]
+
+
+def build_optimizer(model: nn.Module, config: PretrainConfig) -> Optimizer:
+    """The optimizer that `config` describes; what it refuses becomes one sentence."""
+    try:
+        return find_optimizer(config.optimizer).build(model, config)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{config.optimizer}: {error}") from error
+
+
+def _signature_defaults(optimizer_class: type, options: tuple[str, ...]) -> dict[str, Any]:
+    """Defaults of `options` as the class declares them; `betas` is two settings here."""
+    parameters = inspect.signature(optimizer_class).parameters
+    declared = {name: parameter.default for name, parameter in parameters.items()}
+    declared["beta1"], declared["beta2"] = declared["betas"]
+    return {name: declared[name] for name in options if name in declared}
+
+
+def _ldadamw_defaults() -> dict[str, Any]:
+    from ldadam import LDAdamW
+
+    return _signature_defaults(LDAdamW, LDADAMW_OPTIONS)
+
+
+def _adamw_defaults() -> dict[str, Any]:
+    from torch.optim import AdamW
+
+    # The papers train without weight decay; torch's own default is 0.01.
+    return {**_signature_defaults(AdamW, COMMON_OPTIONS), "weight_decay": 0.0}
+
+
+def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
+    import torch
+
+    from ldadam import LDAdamW, lowrank_param_groups
+
+    assert config.rank is not None and config.beta1 is not None and config.beta2 is not None
+    assert config.backend is not None
+    groups = lowrank_param_groups(
+        model, rank=config.rank, target_modules=config.target_modules, weight_decay=config.weight_decay
+    )
+    passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
+    hyperparameters = {name: getattr(config, name) for name in (*passed_on, "update_interval", "skip_nonfinite")}
+    _refuse_rank_above_every_matrix(groups, config.rank)
+    return LDAdamW(
+        groups,
+        betas=(config.beta1, config.beta2),
+        rank=config.rank,
+        error_dtype=getattr(torch, config.error_dtype) if config.error_dtype else None,
+        backend=config.backend,
+        **hyperparameters,
+    )
+
+
+def _refuse_rank_above_every_matrix(groups: list[dict[str, Any]], rank: int | float) -> None:
+    """With a rank that fits no matrix every weight would get plain AdamW, which nobody asks for."""
+    from ldadam.layout import matrix_layout
+
+    parameters = [p for group in groups if group["rank"] is not None for p in group["params"]]
+    layouts = [matrix_layout(parameter.shape, rank=1, proj_type="std") for parameter in parameters]
+    shorter_sides = [min(layout.m, layout.n) for layout in layouts if layout is not None]
+    if not shorter_sides:
+        raise ValueError("no weight was given a rank: target_modules matches no matrix of this model")
+    if rank >= max(shorter_sides):
+        raise ValueError(
+            f"rank={rank} is too large for every matrix of this model: the longest shorter side is "
+            f"{max(shorter_sides)}; choose a rank below that, usually a quarter of it or less"
+        )
+
+
+def _build_adamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
+    from torch.optim import AdamW
+
+    assert config.lr is not None and config.beta1 is not None and config.beta2 is not None
+    assert config.eps is not None and config.weight_decay is not None
+    return AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+OPTIMIZERS: dict[str, OptimizerChoice] = {
+    "ldadamw": OptimizerChoice("ldadamw", LDADAMW_OPTIONS, 0.0, _ldadamw_defaults, _build_ldadamw),
+    "adamw": OptimizerChoice("adamw", COMMON_OPTIONS, 1.0, _adamw_defaults, _build_adamw),
+}

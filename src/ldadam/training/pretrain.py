@@ -1,0 +1,137 @@
+"""`pretrain`: one run from its configuration to its last checkpoint. Read this first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldadam.training import run_folder
+from ldadam.training.config import PretrainConfig, tokens_per_step
+from ldadam.training.corpora import open_corpus
+from ldadam.training.errors import Interrupted, UsageError
+from ldadam.training.interrupts import StopOnSignal
+from ldadam.training.model import build_model, choose_device
+from ldadam.training.optimizers import build_optimizer
+from ldadam.training.packing import PackedCorpus, pack_corpus, tokenizer_for
+from ldadam.training.progress import Progress
+from ldadam.training.recorder import STATE_FILE, Recorder
+from ldadam.training.trainer import make_trainer
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer and the blocks it made; two runs on the same text can share it."""
+
+    tokenizer: Any
+    packed: PackedCorpus
+
+
+def pretrain(config: PretrainConfig, *, resume: bool = False, text: Text | None = None, title: str = "") -> Path:
+    """Train the model that `config` describes and return the folder of the run.
+
+    Args:
+        config: a resolved configuration.
+        resume: continue the run in `config.out` from its last complete checkpoint.
+        text: tokenized text to use instead of reading the corpus.
+        title: shown beside the progress bar.
+    """
+    refuse_several_processes()
+    run = Path(config.out) if resume else run_folder.open_new(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    text = text or prepare_text(config)
+    model = build_model(config, text.tokenizer).to(device)  # pyright: ignore[reportArgumentType]
+    optimizer = build_optimizer(model, config)
+    if resume:
+        run_folder.check_same_text(run, text.packed.fingerprint)
+    else:
+        _create(run, config, text, model)
+    checkpoint = run_folder.prepare_resume(run) if resume else None
+    _train(config, run, device, model, optimizer, text, checkpoint, title or config.optimizer)
+    return run
+
+
+def prepare_text(config: PretrainConfig) -> Text:
+    """Read, tokenize and pack the corpus of a run."""
+    assert config.sequence_length and config.eval_tokens and config.steps
+    corpus = open_corpus(
+        config.corpus,
+        config=config.corpus_config,
+        seed=config.seed,
+        validation_fraction=config.validation_fraction,
+    )
+    tokenizer = tokenizer_for(
+        corpus, name=config.tokenizer, vocab_size=config.vocab_size, saved=Path(config.out) / "tokenizer"
+    )
+    packed = pack_corpus(
+        corpus,
+        tokenizer,
+        sequence_length=config.sequence_length,
+        num_samples=config.steps * tokens_per_step(config) // config.sequence_length,
+        eval_tokens=config.eval_tokens,
+        seed=config.seed,
+    )
+    return Text(tokenizer, packed)
+
+
+def _create(run: Path, config: PretrainConfig, text: Text, model: torch.nn.Module) -> None:
+    """The folder of a new run, with all that is known before the first step."""
+    facts = {
+        "fingerprint": text.packed.fingerprint,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_tokens": text.packed.num_train_tokens,
+        "validation_tokens": text.packed.validation.numel(),
+    }
+    run_folder.create(run, config, facts)
+    text.tokenizer.save_pretrained(run / "tokenizer")
+
+
+def _train(
+    config: PretrainConfig,
+    run: Path,
+    device: torch.device,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    text: Text,
+    checkpoint: Path | None,
+    title: str,
+) -> None:
+    """The training loop between its two ends: a checkpoint to start from, and the last step or a signal."""
+    assert config.steps
+    recorder = Recorder(config, run, model, optimizer)
+    stop = StopOnSignal()
+    trainer = make_trainer(
+        config,
+        run=run,
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        data=text.packed,
+        tokenizer=text.tokenizer,
+        recorder=recorder,
+        callbacks=[recorder, stop],
+    )
+    earlier_seconds = recorder.load_state(checkpoint / STATE_FILE) if checkpoint else 0.0
+    progress = Progress(title, num_steps=config.steps, tokens_per_step=tokens_per_step(config), clock=recorder.clock)
+    with progress, stop:
+        recorder.begin(progress, seconds=earlier_seconds)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.received is not None and trainer.state.global_step < config.steps:
+        raise Interrupted(
+            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {config.steps}, checkpoint "
+            f"saved; continue with `ldadam pretrain --resume --out {run}`"
+        )
+
+
+def refuse_several_processes() -> None:
+    """Under torchrun every process would write the same folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"ldadam pretrain runs one process on one device, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; "
+            f"start it without torchrun"
+        )

@@ -1,0 +1,161 @@
+"""Watches a run and writes what it sees: loss, speed, subspace and memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from ldadam.training.clock import OptimizerTimer, TrainingClock
+from ldadam.training.config import PretrainConfig, tokens_per_step
+from ldadam.training.metrics import MetricsFile
+from ldadam.training.monitor import SubspaceMonitor, bytes_by_category
+
+if TYPE_CHECKING:
+    from ldadam.training.progress import Progress
+
+STATE_FILE = "ldadam_state.json"
+
+
+class Recorder(TrainerCallback):
+    """Makes one record per logged step and keeps what is needed to go on with it after a resume."""
+
+    def __init__(
+        self, config: PretrainConfig, run: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.metrics = MetricsFile(run / "metrics.jsonl")
+        self.clock = TrainingClock()
+        self.timer = OptimizerTimer(optimizer, next(model.parameters()).device)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.monitor = SubspaceMonitor(optimizer, names)
+        self.model = model
+        self.optimizer = optimizer
+        self._progress: Progress | None = None
+        self._earlier_seconds = 0.0
+        self.lr = 0.0
+        self.loss_sum = 0.0
+        self.num_losses = 0
+        self.seconds_at_last_record = 0.0
+        self._new_losses: list[Tensor] = []
+        self._measured: dict[str, dict[str, float]] = {}
+        self._pending: dict[str, Any] | None = None
+        self._memory_written = False
+
+    # What the trainer tells
+
+    def add_loss(self, loss: Tensor) -> None:
+        """One micro-batch's share of the loss of the current step."""
+        self._new_losses.append(loss)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the record to continue as if nothing had happened."""
+        return {
+            "loss_sum": self.loss_sum,
+            "num_losses": self.num_losses,
+            "seconds": self.clock.seconds(),
+            "seconds_at_last_record": self.seconds_at_last_record,
+        }
+
+    def load_state(self, path: Path) -> float:
+        """Take over the state of a checkpoint; returns the seconds that were spent before it."""
+        state = json.loads(path.read_text(encoding="utf-8"))
+        self.loss_sum, self.num_losses = state["loss_sum"], state["num_losses"]
+        self.seconds_at_last_record = state["seconds_at_last_record"]
+        return state["seconds"]
+
+    def begin(self, progress: Progress, *, seconds: float) -> None:
+        """Where to show progress, and the seconds spent before this process."""
+        self._progress = progress
+        self._earlier_seconds = seconds
+
+    # What the training loop calls
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Everything is loaded: the clock starts."""
+        self.clock.start(self._earlier_seconds)
+        if self._progress is not None:
+            self._progress.begin(state.global_step)
+
+    def _monitored(self, step: int) -> bool:
+        every = self.config.monitor_every
+        return bool(every) and (step == 1 or step % every == 0)
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Gradients are final; the learning rate is the one that this step uses."""
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        if self._monitored(state.global_step + 1):
+            with self.clock.paused():
+                self.monitor.before_step()
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """State is new, gradients are still there: the moment to measure both."""
+        if self._monitored(state.global_step + 1):
+            with self.clock.paused():
+                self._measured = self.monitor.after_step()
+        if not self._memory_written:
+            with self.clock.paused():
+                self._write_memory()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Make a record when it is due; it waits for the validation loss if one is coming."""
+        assert self.config.log_every
+        step_loss = torch.stack(self._new_losses).sum().item()
+        self._new_losses = []
+        self.loss_sum += step_loss
+        self.num_losses += 1
+        if self._progress is not None:
+            self._progress.advance(state.global_step, step_loss)
+        if state.global_step % self.config.log_every == 0 or control.should_evaluate or self._measured:
+            self._pending = self._record(state.global_step)
+        if not control.should_evaluate:
+            self._write_pending()
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        """Complete the record of this step with the validation loss."""
+        loss = event["metrics"]["eval_loss"]
+        if self._pending is not None:
+            self._pending["val_loss"] = loss
+        if self._progress is not None:
+            self._progress.evaluated(state.global_step, loss)
+        self._write_pending()
+
+    # Records
+
+    def _record(self, step: int) -> dict[str, Any]:
+        seconds, optimizer_seconds, steps = self.clock.seconds(), self.timer.take(), self.num_losses
+        step_seconds = (seconds - self.seconds_at_last_record) / steps
+        record = {
+            "step": step,
+            "loss": self.loss_sum / steps,
+            "lr": self.lr,
+            "tokens": step * tokens_per_step(self.config),
+            "seconds": seconds,
+            "step_seconds": step_seconds,
+            "optimizer_seconds": optimizer_seconds / steps,
+            "tokens_per_second": tokens_per_step(self.config) / step_seconds,
+            **self._measured,
+        }
+        self.loss_sum, self.num_losses, self._measured = 0.0, 0, {}
+        self.seconds_at_last_record = seconds
+        return record
+
+    def _write_pending(self) -> None:
+        if self._pending is not None:
+            self.metrics.append(self._pending)
+            self._pending = None
+
+    def _write_memory(self) -> None:
+        """Bytes after the first step of this process, beside the optimizer's own plan where it has one."""
+        from ldadam import LDAdamW, describe
+
+        counted: dict[str, Any] = {"counted": bytes_by_category(self.model, self.optimizer), "planned": None}
+        if isinstance(self.optimizer, LDAdamW):
+            counted["planned"] = describe(self.optimizer).state_bytes
+        (self.run / "memory.json").write_text(json.dumps(counted, indent=1), encoding="utf-8")
+        self._memory_written = True

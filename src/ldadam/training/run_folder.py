@@ -1,0 +1,132 @@
+"""The folder of a run: who made it, with what, and whether it can be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ldadam.training import checkpoints
+from ldadam.training.config import PretrainConfig, differences, merge, resolve, save_config
+from ldadam.training.config_file import read_config_file
+from ldadam.training.errors import UsageError
+from ldadam.training.metrics import MetricsFile
+
+CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
+
+
+def open_new(config: PretrainConfig) -> Path:
+    """The folder of a new run; one that already holds a run is refused."""
+    run = Path(config.out)
+    if (run / CONFIG_FILE).exists():
+        raise UsageError(f"{run} already holds a run: add --resume to continue it, or choose another --out")
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"out must be a folder, and {run} is a file")
+    return run
+
+
+def reopen(settings: dict[str, Any]) -> PretrainConfig:
+    """The configuration of the run to be resumed, with those of `settings` that may change."""
+    run = Path(settings.get("out") or PretrainConfig.out)
+    if not (run / CONFIG_FILE).exists():
+        raise UsageError(f"{run} holds no run to resume: there is no {CONFIG_FILE}; leave out --resume to start one")
+    recorded = read_config_file(run / CONFIG_FILE)
+    saved = PretrainConfig(**{**recorded, "out": str(run)})
+    # A preset or optimizer named again must not bring its defaults back over what was recorded.
+    asked = dataclasses.replace(saved, **{k: v for k, v in merge(settings).items() if k != "tokens"})
+    if settings.get("tokens") is not None:
+        asked = dataclasses.replace(asked, steps=resolve({**recorded, "steps": None, **settings}).steps)
+    if changed := differences(saved, asked):
+        raise UsageError(f"{run} cannot be resumed with other settings: {'; '.join(changed)}; choose another --out")
+    return asked
+
+
+def create(run: Path, config: PretrainConfig, facts: dict[str, Any]) -> None:
+    """Make the folder and write the resolved configuration and the circumstances of the run."""
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / CONFIG_FILE)
+    record = {"seed": config.seed, "command": command(), **versions(), "hardware": hardware(), **facts}
+    (run / RUN_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def check_same_text(run: Path, fingerprint: str) -> None:
+    """A resumed run must see the tokens that it began with."""
+    begun = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    if begun["fingerprint"] != fingerprint:
+        raise UsageError(
+            f"{run} cannot be resumed: the corpus has changed since the run began (other tokens come out of it); "
+            f"restore the corpus, or choose another --out"
+        )
+
+
+def prepare_resume(run: Path) -> Path | None:
+    """The checkpoint to go on from, verified, with later metrics dropped; None if none was completed."""
+    checkpoints.remove_partial(run)
+    saved = checkpoints.checkpoint_steps(run)
+    if saved:
+        checkpoints.verify(list(saved.values())[-1])
+    MetricsFile(run / "metrics.jsonl").truncate_after(max(saved, default=0))
+    return list(saved.values())[-1] if saved else None
+
+
+def command() -> str:
+    """The command line, without the path of the program."""
+    return " ".join(["ldadam", *sys.argv[1:]])
+
+
+def versions() -> dict[str, Any]:
+    """Versions of everything that shapes the numbers."""
+    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+    return {
+        "python": platform.python_version(),
+        "ldadam": importlib.metadata.version("ldadam"),
+        **{name: importlib.metadata.version(name) for name in names},
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of a source checkout; None for an installed package."""
+    source = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in words."""
+    import torch
+
+    found: dict[str, Any] = {
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
