@@ -14,9 +14,10 @@ from ldadam.distributed import refuse_unsupported
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
 from ldadam.layout import MatrixLayout, matrix_layout
 from ldadam.param_groups import split_named_group, warn_about_dense_matrices
-from ldadam.state import check_state, create_state
+from ldadam.state import check_group_sizes, check_state, create_state, follow_changes_
 
 DEFAULTS = Hyperparameters()
+DEFAULT_VALUES = {name: getattr(DEFAULTS, name) for name in NAMES}
 
 
 class LDAdamW(Optimizer):
@@ -91,17 +92,18 @@ class LDAdamW(Optimizer):
         """Add a group of parameters; one of named parameters becomes a low-rank and a dense group.
 
         Raises:
-            ValueError: a hyperparameter of the group is out of range, or looks misspelt.
+            ValueError: a hyperparameter of the group is out of range, or looks misspelt; then nothing is added.
         """
-        for group in split_named_group(param_group, default_rank=self.defaults["rank"]):
-            super().add_param_group(group)
-            try:
-                hyper = resolve(self.param_groups[-1], len(self.param_groups) - 1)
-            except ValueError:
-                del self.param_groups[-1]
-                raise
-            self.param_groups[-1]["error_dtype"] = hyper.error_dtype
-            warn_about_dense_matrices(self.param_groups[-1], len(self.param_groups) - 1)
+        num_before = len(self.param_groups)
+        try:
+            for group in split_named_group(param_group, default_rank=self.defaults["rank"]):
+                super().add_param_group(group)
+                index = len(self.param_groups) - 1
+                self.param_groups[index]["error_dtype"] = resolve(self.param_groups[index], index).error_dtype
+                warn_about_dense_matrices(self.param_groups[index], index)
+        except Exception:
+            del self.param_groups[num_before:]
+            raise
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -145,6 +147,8 @@ class LDAdamW(Optimizer):
             if is_new:
                 refuse_unsupported(param, name=param_name(group, index, position))
                 state.update(create_state(param, layout, hyper))
+            else:
+                follow_changes_(state, param, layout, hyper, name=param_name(group, index, position))
             counter = state["step"]
             if counter.device.type == "cpu":
                 step = counter.item() + 1
@@ -163,18 +167,16 @@ class LDAdamW(Optimizer):
             state_dict: from `LDAdamW.state_dict`, of an optimizer with the same parameters in the same order.
 
         Raises:
-            ValueError: groups or shapes do not fit.
+            ValueError: groups, hyperparameters or shapes do not fit; then nothing has changed.
         """
-        held: dict[int, dict[str, Any]] = {}
-        ids: list[int] = []
+        placed: dict[Tensor, dict[str, Tensor]] = {}
 
         def hold_state(_: Optimizer, final: dict[str, Any]) -> dict[str, Any]:
-            held.update(final["state"])
-            ids.extend(index for group in final["param_groups"] for index in group["params"])
+            placed.update(self._fitting_state(final))
             return {**final, "state": {}}
 
         def place_state(_: Optimizer) -> None:
-            self._place_state(held, ids)
+            self.state.update(placed)
 
         # As the last pre-hook it sees what earlier hooks made of the state, and as the first post-hook it hands later
         # ones a complete optimizer.
@@ -184,28 +186,33 @@ class LDAdamW(Optimizer):
         ):
             super().load_state_dict(state_dict)
 
-    def _place_state(self, saved: dict[int, dict[str, Any]], ids: list[int]) -> None:
-        position_of = {saved_id: position for position, saved_id in enumerate(ids)}
-        owners = [
-            (param, group, index, position)
-            for index, group in enumerate(self.param_groups)
-            for position, param in enumerate(group["params"])
-        ]
-        for saved_id, values in saved.items():
-            param, group, index, position = owners[position_of[saved_id]]
-            hyper = resolve(group, index)
-            check_state(values, param, layout_of(param, hyper), name=param_name(group, index, position))
-            self.state[param] = {
-                key: value.to(param.device if _lives_on_device(key, hyper) else "cpu", copy=True)
-                for key, value in values.items()
-            }
+    def _fitting_state(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+        """Copies of the saved state, by parameter, checked against it and moved to its device."""
+        groups, saved_groups = self.param_groups, state_dict["param_groups"]
+        check_group_sizes(saved_groups, groups)
+        unclaimed = dict(state_dict["state"])
+        placed = {}
+        for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+            hyper = resolve({**DEFAULT_VALUES, **saved}, index)
+            for position, (param, saved_id) in enumerate(zip(group["params"], saved["params"], strict=True)):
+                if saved_id not in unclaimed:
+                    continue
+                values = unclaimed.pop(saved_id)
+                check_state(values, param, layout_of(param, hyper), name=param_name(group, index, position))
+                placed[param] = {
+                    key: value.to(param.device if _lives_on_device(key, hyper) else "cpu", copy=True)
+                    for key, value in values.items()
+                }
+        if unclaimed:
+            raise ValueError(f"the loaded state has parameters {sorted(unclaimed)}, which are in none of its groups")
+        return placed
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in hyperparameters that an older version did not have."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for name in NAMES:
-                group.setdefault(name, getattr(DEFAULTS, name))
+            for name, value in DEFAULT_VALUES.items():
+                group.setdefault(name, value)
 
 
 def layout_of(param: Tensor, hyper: Hyperparameters) -> MatrixLayout | None:

@@ -137,8 +137,8 @@ def _refuse_unmatched(pattern: str, names: Sequence[str]) -> None:
 
 def split_named_group(group: Mapping[str, Any], *, default_rank: int | float | None) -> Iterable[dict[str, Any]]:
     """A group of (name, parameter) pairs as a low-rank and a dense group; any other group as it is."""
-    if isinstance(group["params"], Tensor):
-        return [dict(group)]
+    if isinstance(group["params"], (Tensor, set)):
+        return [dict(group)]  # torch wraps a single tensor, and refuses a set for its lack of order
     members = list(group["params"])
     named = bool(members) and all(isinstance(member, tuple) for member in members)
     if not named or group.get("rank", default_rank) is None:
@@ -162,5 +162,5 @@ def warn_about_dense_matrices(group: Mapping[str, Any], index: int) -> None:
             f"{len(dense)} of the {len(matrices)} matrices of param group {index} have a side that does not exceed "
             f"rank={rank} and get dense AdamW, the first of shape {dense[0]}; describe(optimizer) lists them",
             LDAdamWarning,
-            stacklevel=4,
+            stacklevel=5,  # the caller of the constructor
         )

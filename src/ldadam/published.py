@@ -9,7 +9,7 @@ from torch import Tensor
 from ldadam.hyperparameters import resolve
 from ldadam.layout import MatrixLayout, math_dtype
 from ldadam.optimizer import LDAdamW, layout_of, param_name
-from ldadam.state import create_state
+from ldadam.state import check_group_sizes, create_state
 
 _GROUP_KEYS = ("lr", "betas", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
 
@@ -34,41 +34,40 @@ def load_published_state(
         error_buffers: `p.grad` after the last step for each parameter in order, None where there is none.
 
     Raises:
-        ValueError: groups, ranks or shapes do not fit the optimizer.
+        ValueError: groups, ranks or shapes do not fit the optimizer; then nothing has changed.
     """
-    _load_groups(optimizer, state_dict["param_groups"])
-    ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
-    position_of_all = 0
-    for index, group in enumerate(optimizer.param_groups):
-        hyper = resolve(group, index)
-        for position, param in enumerate(group["params"]):
-            saved = state_dict["state"].get(ids[position_of_all])
-            error = error_buffers[position_of_all] if error_buffers is not None else None
-            position_of_all += 1
+    saved_groups = state_dict["param_groups"]
+    check_group_sizes(saved_groups, optimizer.param_groups)
+    changes = [_group_changes(saved) for saved in saved_groups]
+    num_params = sum(len(group["params"]) for group in saved_groups)
+    if error_buffers is not None and len(error_buffers) != num_params:
+        raise ValueError(
+            f"error_buffers must have one entry for each of {num_params} parameters, got {len(error_buffers)}"
+        )
+    next_error = iter(error_buffers if error_buffers is not None else [None] * num_params)
+    placed = {}
+    for index, (group, saved_group) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+        hyper = resolve({**group, **changes[index]}, index)
+        for position, (param, saved_id) in enumerate(zip(group["params"], saved_group["params"], strict=True)):
+            error, saved = next(next_error), state_dict["state"].get(saved_id)
             if saved is None:
                 continue
             layout = layout_of(param, hyper)
-            name = param_name(group, index, position)
             state = create_state(param, layout, hyper)
-            _copy_moments_(state, saved, layout, math_dtype(param.dtype), name=name)
+            _copy_moments_(state, saved, layout, math_dtype(param.dtype), name=param_name(group, index, position))
             state["step"].fill_(completed_steps)
             if error is not None and "error_buffer" in state:
                 state["error_buffer"].copy_(error)
-            optimizer.state[param] = state
+            placed[param] = state
+    for group, change in zip(optimizer.param_groups, changes, strict=True):
+        group.update(change)
+    optimizer.state.update(placed)
 
 
-def _load_groups(optimizer: LDAdamW, saved_groups: Sequence[Mapping[str, Any]]) -> None:
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    saved_sizes = [len(group["params"]) for group in saved_groups]
-    if sizes != saved_sizes:
-        raise ValueError(
-            f"the published checkpoint has groups of {saved_sizes} parameters, the optimizer of {sizes}: "
-            "build both with the same groups"
-        )
-    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
-        group.update({key: saved[key] for key in _GROUP_KEYS if key in saved})
-        if not saved.get("enable_lowrank", True):
-            group["rank"] = None
+def _group_changes(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that a published group brings along."""
+    changes = {key: saved[key] for key in _GROUP_KEYS if key in saved}
+    return changes if saved.get("enable_lowrank", True) else {**changes, "rank": None}
 
 
 def _copy_moments_(

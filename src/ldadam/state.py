@@ -1,6 +1,8 @@
 """Optimizer state of one parameter: its creation, its planned size, and checks of what is loaded."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +48,46 @@ def planned_bytes(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparame
     if hyper.error_feedback:
         planned["error_buffer"] = param.numel() * error_buffer.storage_dtype(hyper.error_dtype, param.dtype).itemsize
     return {**counters, **planned}
+
+
+def follow_changes_(
+    state: dict[str, Tensor], param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str
+) -> None:
+    """Bring state in line with hyperparameters that were changed after it was created.
+
+    The error buffer comes and goes with `error_feedback`, the count of skipped steps comes with `skip_nonfinite`.
+
+    Raises:
+        ValueError: the rank or the projected side has changed, which moments cannot follow.
+    """
+    expected = tuple(param.shape) if layout is None else layout.state_shapes()["exp_avg"]
+    if tuple(state["exp_avg"].shape) != expected:
+        raise ValueError(
+            f"the moments of {name} have shape {tuple(state['exp_avg'].shape)}, and its group now asks for {expected}: "
+            "set rank and proj_type before the first step, or delete the state of the parameter to start it anew"
+        )
+    if layout is not None and hyper.error_feedback != ("error_buffer" in state):
+        if hyper.error_feedback:
+            state.update(error_buffer.create(param, hyper.error_dtype))
+        else:
+            del state["error_buffer"]
+    if hyper.skip_nonfinite and "num_skipped" not in state:
+        state["step"] = state["step"].to(param.device)
+        state["num_skipped"] = torch.zeros_like(state["step"])
+
+
+def check_group_sizes(saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse param groups that do not have as many parameters each as the optimizer's.
+
+    Raises:
+        ValueError: the number or the sizes of groups differ.
+    """
+    saved_sizes, sizes = ([len(group["params"]) for group in some] for some in (saved_groups, groups))
+    if saved_sizes != sizes:
+        raise ValueError(
+            f"the checkpoint has param groups of {saved_sizes} parameters, the optimizer of {sizes}: "
+            "build the optimizer with the groups that the checkpoint was saved with"
+        )
 
 
 def check_state(state: dict[str, Tensor], param: Tensor, layout: MatrixLayout | None, *, name: str) -> None:
