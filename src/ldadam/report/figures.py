@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ PART_COLORS = {
     "error_buffer": "#e8a13c",
     "step": "#444444",
 }
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -211,7 +212,7 @@ PANELS = (
     Panel("Time per step", "Mean over the run, with the optimizer's share.", draw_step_time),
     Panel(
         "Memory",
-        "Counted: the storages of live tensors after the first step. Planned: what `describe(optimizer)` says before it.",
+        "Counted: live tensors after the first step. Planned: what `describe(optimizer)` says before it.",
         draw_memory,
     ),
     Panel(

@@ -1,0 +1,158 @@
+"""`ldadam demo`: LDAdamW and AdamW on the same batches from the same weights, and the sweep that chose their rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ldadam.training import run_folder
+from ldadam.training.config import PretrainConfig, resolve
+from ldadam.training.errors import UsageError
+from ldadam.training.model import build_model, choose_device
+from ldadam.training.optimizers import build_optimizer
+from ldadam.training.pretrain import Text, prepare_text, pretrain
+
+OPTIMIZERS = ("ldadamw", "adamw")
+TITLES = {"ldadamw": "LDAdamW", "adamw": "AdamW"}
+# The same trials for both: a factor of two apart, with the best ones inside.
+SWEEP_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+RESULT_FILE = "demo.json"
+
+
+def run_demo(out: Path, *, threads: int | None = None) -> None:
+    """Train both optimizers at the rates of the `demo` preset, then write and show the comparison."""
+    console = Console()
+    _make_room(out, console)
+    configs = [_config(optimizer, out / optimizer, threads=threads) for optimizer in OPTIMIZERS]
+    text = _announce(configs[0], console)
+    _warm_up(configs, text)
+    for config in configs:
+        console.print(f"[bold]{TITLES[config.optimizer]}[/bold], peak learning rate {config.lr:g}")
+        pretrain(config, text=text, title=TITLES[config.optimizer])
+    _compare(out, console)
+
+
+def _config(optimizer: str, out: Path, *, threads: int | None, **settings: Any) -> PretrainConfig:
+    return resolve({"preset": "demo", "optimizer": optimizer, "out": str(out), "threads": threads, **settings})
+
+
+def _make_room(out: Path, console: Console) -> None:
+    """Replace what an earlier demo left in this folder, and nothing else."""
+    if (out / RESULT_FILE).exists():
+        console.print(f"Replacing the earlier demo in {out}")
+        for optimizer in OPTIMIZERS:
+            shutil.rmtree(out / optimizer, ignore_errors=True)
+        (out / RESULT_FILE).unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    for optimizer in OPTIMIZERS:
+        if (out / optimizer).exists():
+            raise UsageError(f"{out / optimizer} exists and is no finished demo: delete it, or choose another --out")
+
+
+def _announce(config: PretrainConfig, console: Console) -> Text:
+    """Prepare the text and say what is about to happen."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console.print("Reading Python's own sources and training a tokenizer on them ...")
+    text = prepare_text(config)
+    console.print(
+        f"A Llama of width {config.hidden_size} and {config.num_layers} layers, {config.steps} steps on "
+        f"{text.packed.num_train_tokens:,} tokens, for each of two optimizers."
+    )
+    return text
+
+
+def _warm_up(configs: Sequence[PretrainConfig], text: Text) -> None:
+    """Three steps of each on a throwaway model: loading libraries must not count against whoever comes first."""
+    for config in configs:
+        model = build_model(config, text.tokenizer).to(choose_device(config.device))  # pyright: ignore
+        optimizer = build_optimizer(model, config)
+        for _ in range(3):
+            batch = text.packed.validation[: config.batch_size].long().to(model.device)
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            model.zero_grad()
+
+
+def _compare(out: Path, console: Console) -> None:
+    """Write demo.json, demo.md and the report; print the table."""
+    from ldadam.report import load_run, write_report
+    from ldadam.report.page import summary_rows
+
+    folders, names = [out / optimizer for optimizer in OPTIMIZERS], [TITLES[name] for name in OPTIMIZERS]
+    runs = [load_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
+    headings, rows = summary_rows(runs)
+    page = write_report(folders, out, names=names)
+    result = {"runs": [run.summary() for run in runs], "facts": runs[0].facts, "steps": runs[0].config["steps"]}
+    (out / "demo.md").write_text(markdown_table(headings, rows), encoding="utf-8")
+    (out / RESULT_FILE).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    table = Table(title="Same batches, same initial weights")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"Picture: {out / 'report.png'}\nPage:    {page}\nTable:   {out / 'demo.md'}")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a README: the first column to the left, numbers to the right."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def run_sweep(out: Path, *, threads: int | None = None) -> None:
+    """Train both optimizers at every rate of the grid with the demo's settings; write `demo_lr_sweep.json`."""
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    first = _config(OPTIMIZERS[0], out / "sweep", threads=threads)
+    text = _announce(first, console)
+    trials = []
+    for optimizer in OPTIMIZERS:
+        for lr in SWEEP_RATES:
+            config = _config(
+                optimizer,
+                out / f"{optimizer}-{lr:g}",
+                threads=threads,
+                lr=lr,
+                eval_every=first.steps,
+                save_every=first.steps,
+                keep_checkpoints=1,
+            )
+            config = dataclasses.replace(config, monitor_every=0)
+            trials.append(_trial(pretrain(config, text=text, title=f"{TITLES[optimizer]} {lr:g}")))
+            console.print(f"{optimizer} lr {lr:g}: validation loss {trials[-1]['final_validation_loss']:.4f}")
+    result = {
+        "command": run_folder.command(),
+        **run_folder.versions(),
+        "hardware": run_folder.hardware(),
+        "seed": first.seed,
+        "steps": first.steps,
+        "fingerprint": text.packed.fingerprint,
+        "best": {optimizer: _best(trials, optimizer) for optimizer in OPTIMIZERS},
+        "trials": trials,
+    }
+    path = out / "demo_lr_sweep.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print(f"Best learning rates: {result['best']}\nWritten to {path}")
+
+
+def _trial(run: Path) -> dict[str, Any]:
+    from ldadam.report import load_run
+
+    found = load_run(run).summary()
+    return {name: found[name] for name in ("optimizer", "lr", "rank", "final_validation_loss", "seconds")}
+
+
+def _best(trials: list[dict[str, Any]], optimizer: str) -> float:
+    """The rate with the lowest final validation loss; a diverged run (NaN) never wins."""
+    finished = [t for t in trials if t["optimizer"] == optimizer and t["final_validation_loss"] < float("inf")]
+    return min(finished, key=lambda trial: trial["final_validation_loss"])["lr"]
