@@ -25,11 +25,12 @@ BAD_VALUES = {
     "update_interval": [0, -1, 1.0, True, "2", None],
     "maximize": [1, "no", None],
     "backend": ["cuda", None, True],
+    "capturable": [1, "yes", None],
     "skip_nonfinite": [1, "yes", None],
 }
 KEYS_OF_OTHERS = (
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "lr_scale"),  # schedulers
-    *("fused", "foreach", "capturable", "differentiable", "decoupled_weight_decay", "amsgrad"),  # torch's Adam
+    *("fused", "foreach", "differentiable", "decoupled_weight_decay", "amsgrad"),  # torch's Adam
     *("name", "group_name", "layer_index"),  # trainers
 )
 CASES = [(name, value) for name, values in BAD_VALUES.items() for value in values]

@@ -17,9 +17,10 @@ class LDAdamWarning(UserWarning):
 # What is dense by the name of the parameter, and the reason that `describe` gives. Matched from the left, in order.
 DENSE_NAMES = {
     "LoRA factor": r"(^|[._])(lora|loha|lokr|hada|oft|vera)_",
-    "embedding": r"(^|[._])(embed\w*|embedding\w*|wte|wpe|wtt|tok_emb\w*|pos_emb\w*|shared)(\.|$)",
+    "embedding": r"(^|[._])(embed\w*|embedding\w*|wte|wpe|wtt|tok_emb\w*|pos_emb\w*|shared"
+    r"|relative_attention_bias)(\.|$)",
     "output head": r"(^|\.)(lm_head|embed_out|classifier|score|qa_outputs|cls|out_head)(\.|$)"
-    r"|^(model\.)?(head|output)\.weight$",
+    r"|^((model|module|_orig_mod)\.)*(head|output)\.weight$",
     "router": r"(^|\.)(router|gate|gating|wg)(\.|$)",
     "norm": r"(^|[._])(norm\w*|\w*norm|ln_?\w{0,3})(\.|$)",
 }
@@ -109,14 +110,11 @@ def _scale(rank: int | float | None, factor: float) -> int | float:
 
 def _dense_by_module(model: nn.Module) -> set[int]:
     """Ids of weights that are dense by what owns them, tied ones included."""
-    get_head = getattr(model, "get_output_embeddings", None)
-    head = get_head() if callable(get_head) else None
-    owners = [
-        module
-        for module in model.modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.Conv1d)) or module is head
-    ]
-    return {id(param) for owner in owners for param in owner.parameters(recurse=False)}
+    # Asked of every module, for a wrapper (DistributedDataParallel) does not pass the question on.
+    getters = [getattr(module, "get_output_embeddings", None) for module in model.modules()]
+    heads = [head for head in (get_head() for get_head in getters if callable(get_head)) if head is not None]
+    others = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.Conv1d))]
+    return {id(param) for owner in [*heads, *others] for param in owner.parameters(recurse=False)}
 
 
 def dense_reason(name: str) -> str | None:

@@ -1,0 +1,57 @@
+"""The documentation runs: every Python block of README and docs, and the examples of docstrings."""
+
+import doctest
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
+NOT_RUN = "<!-- not run -->"
+
+
+def python_blocks(page: str) -> Iterator[tuple[int, str]]:
+    """The number of the first line, and the text, of each Python block that is not marked on the line before."""
+    lines = page.splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if start is None and line.strip() == "```python":
+            start = number + 1
+        elif start is not None and line.strip() == "```":
+            if start < 2 or lines[start - 2].strip() != NOT_RUN:
+                yield start + 1, "\n".join(lines[start:number]) + "\n"
+            start = None
+    assert start is None, f"the block that starts in line {start} has no end"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    """In one namespace, so that a block may go on where the last one stopped; in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    namespace = {"__name__": "__main__"}
+    for line, block in python_blocks(page.read_text()):
+        # Empty lines before the block make tracebacks point into the page.
+        exec(compile("\n" * (line - 1) + block, str(page), "exec"), namespace)
+
+
+def test_blocks_are_found_and_marked_ones_are_not():
+    page = f"text\n```python\na = 1\n```\n{NOT_RUN}\n```python\nboom\n```\n```bash\nls\n```\n\n```python\nb = 2\n```\n"
+    assert list(python_blocks(page)) == [(3, "a = 1\n"), (14, "b = 2\n")]
+
+
+SOURCE = ROOT / "src"
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in sorted((SOURCE / "ldadam").rglob("*.py"))
+    if ">>>" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, attempted = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    assert attempted > 0 and failed == 0
