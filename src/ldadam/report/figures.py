@@ -98,7 +98,8 @@ def draw_loss_by_time(ax: Axes, runs: Sequence[RunData]) -> None:
 def draw_learning_rate(ax: Axes, runs: Sequence[RunData]) -> None:
     """Learning rate against steps."""
     for index, run in enumerate(runs):
-        ax.plot(*run.series("lr"), color=color_of(index), label=run.name)
+        line = "-" if index == 0 else (0, (4, 2 + index))  # equal schedules stay visible below each other
+        ax.plot(*run.series("lr"), color=color_of(index), linestyle=line, label=run.name)
     ax.set_xlabel("optimizer steps")
     ax.set_ylabel("learning rate")
     ax.set_ylim(bottom=0)
@@ -115,9 +116,9 @@ def draw_step_time(ax: Axes, runs: Sequence[RunData]) -> None:
         ax.barh(index, total - optimizer, color="#c9d1d9", label="forward, backward, data" if first else None)
         ax.barh(index, optimizer, left=total - optimizer, color=color_of(0), label="optimizer" if first else None)
         text = f" optimizer {optimizer:.1f} ms of {total:.1f} ms ({100 * optimizer / total:.1f} %)"
-        ax.text(0, index + 0.43, text, va="bottom", fontsize=9)
+        ax.text(0, index - 0.42, text, va="bottom", fontsize=9)
     ax.set_yticks(range(len(runs)), [run.name for run in runs])
-    ax.set_ylim(-0.6, len(runs) + 0.4)
+    ax.set_ylim(len(runs) - 0.3, -1.3)
     ax.set_xlabel("time per step (milliseconds, mean)")
     ax.grid(axis="y", visible=False)
     ax.legend(loc="upper right", ncols=2)
@@ -168,23 +169,24 @@ def draw_error_norm(ax: Axes, runs: Sequence[RunData]) -> None:
 
 def draw_memory(ax: Axes, runs: Sequence[RunData]) -> None:
     """Bytes by category: counted from live tensors, and beside it the plan."""
-    bars: list[tuple[str, dict[str, int]]] = []
+    bars: list[tuple[str, float, dict[str, int]]] = []
     for run in runs:
         counted = run.memory["counted"]
         shared = {"weights": counted["weights"], "gradients": counted["gradients"]}
-        bars.append((f"{run.name}\ncounted", {**shared, **counted["optimizer"]}))
+        bars.append((f"{run.name}\ncounted", 0.0, {**shared, **counted["optimizer"]}))
         if run.memory["planned"]:
-            bars.append((f"{run.name}\nplanned state", run.memory["planned"]))
+            # Drawn under the state that it predicts.
+            bars.append((f"{run.name}\nplanned state", sum(shared.values()) / 2**20, run.memory["planned"]))
     labelled: set[str] = set()
-    for row, (_, parts) in enumerate(bars):
-        left = 0.0
+    for row, (_, begin, parts) in enumerate(bars):
+        left = begin
         for part, size in sorted(parts.items(), key=lambda item: list(PART_COLORS).index(item[0])):
             label = None if part in labelled or part == "step" else part
             labelled.add(part)
             ax.barh(row, size / 2**20, left=left, height=0.6, color=PART_COLORS[part], label=label)
             left += size / 2**20
-        ax.text(left, row, f" {left:.1f}", va="center", fontsize=9)
-    ax.set_yticks(range(len(bars)), [name for name, _ in bars])
+        ax.text(left, row, f" {left - begin:.1f}", va="center", fontsize=9)
+    ax.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     ax.set_ylim(len(bars) + 0.2, -0.7)
     ax.margins(x=0.12)
     ax.set_xlabel("memory (MiB)")

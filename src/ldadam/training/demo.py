@@ -29,7 +29,7 @@ RESULT_FILE = "demo.json"
 
 def run_demo(out: Path, *, threads: int | None = None) -> None:
     """Train both optimizers at the rates of the `demo` preset, then write and show the comparison."""
-    console = Console()
+    console = Console(soft_wrap=True)
     _make_room(out, console)
     configs = [_config(optimizer, out / optimizer, threads=threads) for optimizer in OPTIMIZERS]
     text = _announce(configs[0], console)
@@ -111,7 +111,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def run_sweep(out: Path, *, threads: int | None = None) -> None:
     """Train both optimizers at every rate of the grid with the demo's settings; write `demo_lr_sweep.json`."""
-    console = Console()
+    console = Console(soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     first = _config(OPTIMIZERS[0], out / "sweep", threads=threads)
     text = _announce(first, console)

@@ -1,0 +1,95 @@
+"""Every mistake is one sentence on stderr and an exit code; help is quick."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+from tiny_runs import ldadam, options
+
+from ldadam import __main__ as entry
+
+
+def test_help_loads_no_heavy_package():
+    script = (
+        "import sys; from ldadam.cli import run; code = run(['pretrain', '--help']); "
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'numpy'} & set(sys.modules); "
+        "print('loaded', code, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "--error-feedback" in done.stdout
+    assert done.stdout.strip().splitlines()[-1] == "loaded 0 []"
+
+
+def test_without_the_train_extra_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert "pip install 'ldadam[train]'" in str(stopped.value)
+
+
+BAD_INPUT = {
+    "unknown preset '21m'": {"preset": "21m"},
+    "unknown optimizer 'adamv'": {"optimizer": "adamv"},
+    "rank=40 is too large for every matrix of this model": {"rank": 40},
+    "rank must be": {"rank": -3},
+    "rho must be": {"rho": 3},
+    "lr must be": {"lr": -1},
+    "dtype must be one of": {"dtype": "float8"},
+    "device must be auto, cpu or cuda": {"device": "tpu"},
+    "unknown corpus 'nowhere'": {"corpus": "nowhere"},
+    "there is no such file or folder": {"corpus": "./nowhere.txt"},
+    "is in no name of the 21 trainable parameters": {"target_modules": "nothing_is_called_this"},
+    "vocab_size must be at least 257": {"vocab_size": 20},
+    "too little text": {"corpus": "EMPTY"},
+    "is not text: byte 4 is zero": {"corpus": "BINARY"},
+}
+
+
+@pytest.mark.parametrize("sentence", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, corpus, capsys, sentence):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\x7fELF\x00\x01\x02")
+    changes = dict(BAD_INPUT[sentence])
+    if changes.get("corpus") in ("EMPTY", "BINARY"):
+        changes["corpus"] = str(tmp_path / f"{changes['corpus'].lower()}.txt")
+    assert ldadam(*options(tmp_path / "run", changes.pop("corpus", corpus), **changes)) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors
+    assert errors.startswith("ldadam: ")
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_option_is_exit_code_2(capsys):
+    assert ldadam("pretrain", "--rnak", "4") == 2
+    errors = capsys.readouterr().err
+    assert "--rnak" in errors
+    assert "Traceback" not in errors
+
+
+def test_resume_without_a_run_is_exit_code_2(tmp_path, capsys):
+    assert ldadam("pretrain", "--resume", "--out", tmp_path / "nowhere") == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(tmp_path, corpus, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ldadam(*options(tmp_path / "run", corpus)) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert ldadam("pretrain", "--preset", "21m", "--debug") == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors
+    assert errors.strip().splitlines()[-1].startswith("ldadam: unknown preset")
+
+
+def test_an_unexpected_failure_is_exit_code_1(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ZeroDivisionError("by zero\nand more")
+
+    monkeypatch.setattr("ldadam.training.pretrain.pretrain", fail)
+    assert ldadam("pretrain") == 1
+    assert capsys.readouterr().err == "ldadam: ZeroDivisionError: by zero (--debug shows where)\n"
