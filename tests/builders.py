@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ldadam import LDAdamW, LDAdamWarning
+from ldadam.hyperparameters import BACKENDS
 
+# What runs everywhere, without a compiler: every test that is about numbers takes each of them.
+PLAIN_BACKENDS = [name for name in BACKENDS if name in ("eager", "batched")]
 SHAPES = [(20, 36), (36, 20), (24, 24), (63, 100)]
 
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import Parameter
 
 from builders import (
+    PLAIN_BACKENDS,
     assert_same_params,
     assert_same_state,
     copies,
@@ -195,12 +196,14 @@ BAD = pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")]
 
 
 @BAD
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 @pytest.mark.parametrize("which", range(5))
 @pytest.mark.parametrize("at", [0, 3], ids=["first step", "later step"])
-def test_with_skip_nonfinite_a_bad_gradient_is_as_if_it_had_not_happened_to_that_parameter(bad, which, at):
+def test_with_skip_nonfinite_a_bad_gradient_is_as_if_it_had_not_happened_to_that_parameter(bad, which, at, backend):
     params, others = mixed_params(), mixed_params()
     steps = grads_of(params, NUM_STEPS)
-    optimizer, reference = (LDAdamW(some, rank=2, skip_nonfinite=True) for some in (params, others))
+    options = {"rank": 2, "skip_nonfinite": True, "backend": backend}
+    optimizer, reference = (LDAdamW(some, **options) for some in (params, others))
     for step, grads in enumerate(steps):
         if step == at:
             before = params[which].detach().clone(), {k: v.clone() for k, v in optimizer.state[params[which]].items()}
@@ -218,11 +221,12 @@ def test_with_skip_nonfinite_a_bad_gradient_is_as_if_it_had_not_happened_to_that
 
 
 @BAD
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 @pytest.mark.parametrize("which", range(5))
 @pytest.mark.parametrize("at", [0, 3], ids=["first step", "later step"])
-def test_without_it_nan_spreads_within_the_parameter_as_in_torch_and_nothing_raises(bad, which, at):
+def test_without_it_nan_spreads_within_the_parameter_as_in_torch_and_nothing_raises(bad, which, at, backend):
     params = mixed_params()
-    optimizer = LDAdamW(params, rank=2)
+    optimizer = LDAdamW(params, rank=2, backend=backend)
     for step, grads in enumerate(grads_of(params, NUM_STEPS)):
         take_step(optimizer, params, spoil(grads, which=which, value=bad) if step == at else grads)
     assert not params[which].isfinite().all()

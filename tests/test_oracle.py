@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders import SHAPES, distance, gradients, parameter, take_step
+from builders import PLAIN_BACKENDS, SHAPES, distance, gradients, parameter, take_step
 from ldadam import LDAdamW
 from ldadam.algorithm import LowRankState, descend, ldadam_step
 from ldadam.subspace import random_basis, top_singular_vectors
@@ -27,11 +27,11 @@ VARIANTS = {
 }
 
 
-def assert_follows_oracle(shape: tuple[int, int], *, rank: int, **options) -> None:
+def assert_follows_oracle(shape: tuple[int, int], *, backend: str, rank: int, **options) -> None:
     param = parameter(*shape, dtype=torch.float64)
     start = param.detach().clone()
     oracle = Oracle(start.numpy(), rank=rank, lr=0.02, **options)
-    optimizer = LDAdamW([param], lr=0.02, rank=rank, **options)
+    optimizer = LDAdamW([param], lr=0.02, rank=rank, backend=backend, **options)
     for step, grad in enumerate(gradients(shape, NUM_STEPS, dtype=torch.float64), start=1):
         take_step(optimizer, [param], [grad])
         oracle.step(grad.numpy())
@@ -43,16 +43,18 @@ def assert_follows_oracle(shape: tuple[int, int], *, rank: int, **options) -> No
             assert distance(error, expected) <= TOLERANCES["float64 trajectory"], f"error buffer, step {step}"
 
 
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("rank", [1, 4, "shorter side - 1"])
-def test_every_shape_and_rank_follows_the_oracle(shape, rank):
-    assert_follows_oracle(shape, rank=min(shape) - 1 if isinstance(rank, str) else rank)
+def test_every_shape_and_rank_follows_the_oracle(shape, rank, backend):
+    assert_follows_oracle(shape, backend=backend, rank=min(shape) - 1 if isinstance(rank, str) else rank)
 
 
+@pytest.mark.parametrize("backend", PLAIN_BACKENDS)
 @pytest.mark.parametrize("shape", [(12, 21), (21, 12)], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_option_follows_the_oracle(shape, variant):
-    assert_follows_oracle(shape, rank=3, **VARIANTS[variant])
+def test_every_option_follows_the_oracle(shape, variant, backend):
+    assert_follows_oracle(shape, backend=backend, rank=3, **VARIANTS[variant])
 
 
 def test_the_page_follows_the_oracle_without_any_optimizer():

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from builders import assert_same_state, copies, distance, grads_of, live_bytes, parameter, quiet, run
+from builders import PLAIN_BACKENDS, assert_same_state, copies, distance, grads_of, live_bytes, parameter, quiet, run
 from ldadam import LDAdamW, describe
 from tolerances import TOLERANCES
 
@@ -34,6 +34,7 @@ OPTIONS = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "maximize": st.booleans(),
         "skip_nonfinite": st.booleans(),
+        "backend": st.sampled_from(PLAIN_BACKENDS),
     }
 )
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -80,15 +81,17 @@ def test_state_comes_back_as_it_was_and_the_run_goes_on(groups):
     st.sampled_from(["std", "reverse_std"]),
     st.sampled_from(["power_iteration", "svd"]),
     st.integers(1, 3),
+    st.sampled_from(PLAIN_BACKENDS),
 )
-@example((63, 100), 62, "std", "power_iteration", 1)
-def test_no_gradient_is_lost(shape, rank, proj_type, proj_method, update_interval):
+@example((63, 100), 62, "std", "power_iteration", 1, PLAIN_BACKENDS[-1])
+def test_no_gradient_is_lost(shape, rank, proj_type, proj_method, update_interval, backend):
     """Sum of gradients = sum of applied momenta + what the buffer and the last momentum still hold."""
     beta1 = 0.908
     if math.ceil(rank) >= min(shape):
         rank = 1
     param = parameter(*shape, dtype=torch.float64)
-    optimizer = quiet([param], rank=rank, proj_type=proj_type, proj_method=proj_method, update_interval=update_interval)
+    options = {"proj_type": proj_type, "proj_method": proj_method, "update_interval": update_interval}
+    optimizer = quiet([param], rank=rank, backend=backend, **options)
     steps = grads_of([param], 6)
     momenta = []
 
