@@ -88,7 +88,7 @@ def change_basis(
     exp_avg_sq_hat = unbiased(prev.exp_avg_sq, beta2, step - 1)  # v_hat
     variance = change.square() @ (exp_avg_sq_hat - exp_avg_hat.square())  # Q.Q (v_hat - m_hat.m_hat)
     mean_square = (change @ exp_avg_hat).square()  # (Q m_hat).(Q m_hat)
-    exp_avg_sq = (1 - beta2 ** (step - 1)) * (variance + mean_square).abs()  # v_half
+    exp_avg_sq = bias(beta2, step - 1, exp_avg) * (variance + mean_square).abs()  # v_half
     return LowRankState(basis, exp_avg, exp_avg_sq, prev.error_buffer)
 
 
@@ -101,8 +101,14 @@ def adam_direction(
 
 def unbiased(moment: Tensor, beta: float, num_steps: float | Tensor) -> Tensor:
     """moment / (1 - beta^num_steps), and the moment itself, which is zero, before the first step."""
-    correction = 1 - beta**num_steps
+    correction = bias(beta, num_steps, moment)
     return moment / (correction + (correction == 0))
+
+
+def bias(beta: float, num_steps: float | Tensor, moment: Tensor) -> float | Tensor:
+    """1 - beta^num_steps; step counts that are tensors are float64 and broadcast, and give the moment's dtype."""
+    correction = 1 - beta**num_steps
+    return correction.to(moment.dtype) if isinstance(correction, Tensor) else correction
 
 
 def descend(param: Tensor, update: Tensor, *, lr: float | Tensor, weight_decay: float) -> Tensor:

@@ -12,7 +12,7 @@ from ldadam.error_buffer import ERROR_DTYPES, error_dtype_name
 from ldadam.layout import PROJ_TYPES
 from ldadam.subspace import PROJ_METHODS
 
-BACKENDS = ("auto", "eager")
+BACKENDS = ("auto", "eager", "batched", "triton")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ class Hyperparameters:
     update_interval: int = 1
     maximize: bool = False
     backend: str = "auto"
+    capturable: bool = False
     skip_nonfinite: bool = False
+
+    @property
+    def device_step(self) -> bool:
+        """Whether `step` is kept on the parameter's device, since the host must not or cannot know it."""
+        return self.capturable or self.skip_nonfinite
 
 
 NAMES = tuple(field.name for field in fields(Hyperparameters))
@@ -75,7 +81,8 @@ def _is_number(value: Any) -> bool:
 
 def _is_lr(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1
+        # The value of one on a device is not read: that would wait for the device at each step.
+        return value.numel() == 1 and (value.device.type != "cpu" or _is_lr(value.item()))
     return _is_number(value) and value >= 0
 
 
@@ -122,6 +129,7 @@ _RULES = {
     "update_interval": (_is_interval, "an int >= 1"),
     "maximize": _BOOL,
     "backend": _one_of(BACKENDS),
+    "capturable": _BOOL,
     "skip_nonfinite": _BOOL,
 }
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ldadam import adamw, backends
+from ldadam import backends
 from ldadam.backends.update import ParamUpdate
 from ldadam.distributed import refuse_unsupported
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
@@ -46,7 +46,11 @@ class LDAdamW(Optimizer):
         error_dtype: dtype of E: "float32", "bfloat16", "float64", or None for the parameter's.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         maximize: ascend instead of descend.
-        backend: how a step is computed: "eager" is the reference, "auto" picks.
+        backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
+            torch's kernels; "compiled" the page through torch.compile; "triton" six products with kernels for CUDA;
+            "auto" picks, and `describe` says what.
+        capturable: keep `step` on the device, so that `step()` can be captured in a CUDA graph, after a first step
+            outside of it. Schedules then need a tensor `lr`.
         skip_nonfinite: leave a parameter and its state as they are in a step whose gradient has a NaN or infinity,
             decided on the device; state `num_skipped` counts these steps. Otherwise they spread, as in torch.
 
@@ -83,6 +87,7 @@ class LDAdamW(Optimizer):
         update_interval: int = DEFAULTS.update_interval,
         maximize: bool = DEFAULTS.maximize,
         backend: str = DEFAULTS.backend,
+        capturable: bool = DEFAULTS.capturable,
         skip_nonfinite: bool = DEFAULTS.skip_nonfinite,
     ):
         arguments = locals()
@@ -131,8 +136,7 @@ class LDAdamW(Optimizer):
             updates = [update for update in self._updates(group, index, hyper) if not _is_priming(update)]
             for update in updates:
                 update.state["step"].add_(1)
-            adamw.step_([update for update in updates if update.layout is None])
-            backends.step_([update for update in updates if update.layout is not None], backend=hyper.backend)
+            backends.step_(updates, backend=hyper.backend)
         return loss
 
     def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> Iterable[ParamUpdate]:
@@ -228,7 +232,7 @@ def param_name(group: dict[str, Any], index: int, position: int) -> str:
 
 
 def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
-    return key != "step" or hyper.skip_nonfinite
+    return key != "step" or hyper.device_step
 
 
 def _is_priming(update: ParamUpdate) -> bool:

@@ -32,9 +32,9 @@ def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparamet
 
 def _counters(param: Tensor, hyper: Hyperparameters) -> dict[str, Tensor]:
     """`step` is on the CPU, as in torch.optim, unless the device decides whether a step counts."""
-    if not hyper.skip_nonfinite:
-        return {"step": torch.zeros((), dtype=torch.float32)}
-    return {name: torch.zeros((), dtype=torch.float32, device=param.device) for name in ("step", "num_skipped")}
+    device = param.device if hyper.device_step else None
+    names = ("step", "num_skipped") if hyper.skip_nonfinite else ("step",)
+    return {name: torch.zeros((), dtype=torch.float32, device=device) for name in names}
 
 
 def planned_bytes(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> dict[str, int]:

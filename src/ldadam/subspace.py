@@ -13,6 +13,8 @@ from torch import Tensor
 # A full SVD of a matrix costs min(m, n) / r times the products of a step. Up to this side it takes milliseconds.
 SVD_MAX_SIDE = 256
 
+RANGE_FINDER_ITERATIONS = 3
+
 
 def orthonormalize(columns: Tensor, *, fallback: Tensor) -> Tensor:
     """orth(X): Q of the QR decomposition, with the usual column order; `fallback` where X is all zero.
@@ -52,11 +54,11 @@ def approximate_singular_vectors(target: Tensor, basis: Tensor) -> Tensor:
 
 
 def range_finder(target: Tensor, basis: Tensor) -> Tensor:
-    """The r leading left singular vectors of B, approximately, by three power iterations from a random basis.
+    """The r leading left singular vectors of B, approximately, by a few power iterations from a random basis.
 
     Source: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4, without oversampling.
     """
-    for _ in range(3):
+    for _ in range(RANGE_FINDER_ITERATIONS):
         basis = power_iteration(target, basis)
     return basis
 
@@ -91,3 +93,40 @@ def first_basis(proj_method: str, *, shorter_side: int) -> Callable[[Tensor, Ten
     if proj_method == "power_iteration":
         return top_singular_vectors if shorter_side <= SVD_MAX_SIDE else range_finder
     return PROJ_METHODS[proj_method]
+
+
+# What a previous basis weighs against columns scaled to length one: enough to complete columns that are zero or
+# dependent, and of the order of float32's rounding otherwise.
+COMPLETION = 1e-6
+
+
+def cholesky_qr(
+    columns: Tensor, *, fallback: Tensor, inner: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a @ b.mT
+) -> Tensor:
+    """orth(X) from r x r Cholesky factors, up to column signs and rounding: batched, without host synchronisation.
+
+    The first Gram matrix is taken in float64, where a condition number of 1e7 can be squared (a shift of one rounding
+    error keeps its factor finite), and a second pass removes what the first one's rounding left; `inner` is how it
+    multiplies vectors, (r, l) and (r, l) to (r, r). Columns that X does not determine continue those of `fallback`, an
+    orthonormal basis; all-zero X returns it.
+
+    Source: Yamamoto et al. (2015), "Roundoff error analysis of the CholeskyQR2 algorithm"; columns are scaled first.
+    """
+    scaled = unit_columns(columns)
+    scaled = scaled / scaled.norm(dim=-2, keepdim=True).clamp_min(1.0) + COMPLETION * fallback
+    gram = scaled.mT.double() @ scaled.double()
+    shift = torch.finfo(torch.float64).eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    first = _times_inverse_factor(scaled, gram=gram + shift * _identity_like(gram))
+    basis = _times_inverse_factor(first, gram=inner(first.mT, first.mT))
+    return torch.where(is_zero(columns), fallback, basis)
+
+
+def _times_inverse_factor(columns: Tensor, *, gram: Tensor) -> Tensor:
+    """X R^-1 with R'R = X'X, from the Gram matrix X'X."""
+    lower = torch.linalg.cholesky_ex(gram).L
+    inverse = torch.linalg.solve_triangular(lower, _identity_like(gram), upper=False)
+    return columns @ inverse.mT.to(columns.dtype)
+
+
+def _identity_like(square: Tensor) -> Tensor:
+    return torch.eye(square.shape[-1], dtype=square.dtype, device=square.device).expand_as(square)

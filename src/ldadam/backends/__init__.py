@@ -1,13 +1,32 @@
 """Ways to run the page on a group's matrices: each equal to `ldadam.algorithm`, by test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 
-from ldadam.backends import eager
+import torch
+
 from ldadam.backends.update import ParamUpdate
 
-_STEPS: dict[str, Callable[[Sequence[ParamUpdate]], None]] = {"eager": eager.step_}
+_MODULES = {name: f"ldadam.backends.{name}" for name in ("eager", "batched", "triton")}
 
 
 def step_(updates: Sequence[ParamUpdate], *, backend: str) -> None:
-    """Move low-rank parameters and their state, in place, by one step each."""
-    _STEPS["eager" if backend == "auto" else backend](updates)
+    """Move parameters and their state, in place, by one step each."""
+    for name, chosen in _by_backend(updates, backend).items():
+        module = import_module(_MODULES[name])
+        module.step_([update for update in chosen if update.layout is not None])
+        module.dense_step_([update for update in chosen if update.layout is None])
+
+
+def _by_backend(updates: Sequence[ParamUpdate], backend: str) -> dict[str, list[ParamUpdate]]:
+    chosen: dict[str, list[ParamUpdate]] = {}
+    for update in updates:
+        name = pick(update.param.device) if backend == "auto" else backend
+        chosen.setdefault(name, []).append(update)
+    return chosen
+
+
+def pick(device: torch.device) -> str:
+    """What "auto" is on a device: Triton's kernels on CUDA where Triton is installed, else torch's."""
+    return "triton" if device.type == "cuda" and find_spec("triton") is not None else "batched"

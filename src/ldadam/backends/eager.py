@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ldadam import error_buffer
-from ldadam.algorithm import LowRankState, descend, ldadam_step
+from ldadam.algorithm import LowRankState, adam_direction, descend, ldadam_step
 from ldadam.backends.update import ParamUpdate
 from ldadam.layout import MatrixLayout
 from ldadam.subspace import PROJ_METHODS, first_basis
@@ -42,7 +42,20 @@ def _step_one_(update: ParamUpdate) -> None:
     kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq, "param": moved}
     if hyper.error_feedback:
         kept["error_buffer"] = layout.from_matrix(new.error_buffer)
-    update.keep_(kept, accept=update.accepts(grad))
+    update.keep_(kept)
+
+
+def dense_step_(updates: Sequence[ParamUpdate]) -> None:
+    """AdamW with the page's formulas, in place; source: Loshchilov and Hutter, arXiv 1711.05101."""
+    for update in updates:
+        state, hyper = update.state, update.hyper
+        grad = update.descent_grad()
+        beta1, beta2 = hyper.betas
+        exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * grad  # m
+        exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad.square()  # v
+        direction = adam_direction(exp_avg, exp_avg_sq, step=update.step, betas=hyper.betas, eps=hyper.eps)  # d
+        moved = descend(update.param.to(grad.dtype), direction, lr=hyper.lr, weight_decay=hyper.weight_decay)  # W
+        update.keep_({"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "param": moved})
 
 
 def next_basis(update: ParamUpdate, layout: MatrixLayout) -> Callable[[Tensor, Tensor], Tensor] | None:

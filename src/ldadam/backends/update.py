@@ -43,16 +43,21 @@ class ParamUpdate:
         grad = self.grad.to(math_dtype(self.param.dtype))
         return -grad if self.hyper.maximize else grad
 
-    def accepts(self, grad: Tensor) -> Tensor | None:
+    def accepts(self) -> Tensor | None:
         """Whether to take the step at all, as a 0-d bool tensor; None where nothing is ever skipped."""
-        return torch.isfinite(grad).all() if self.hyper.skip_nonfinite else None
+        return torch.isfinite(self.grad).all() if self.hyper.skip_nonfinite else None
 
-    def keep_(self, new: dict[str, Tensor], *, accept: Tensor | None) -> None:
-        """Write new values of state and of "param" in place, or none of them where `accept` is false."""
-        for name, value in new.items():
-            old = self.param if name == "param" else self.state[name]
-            old.copy_(value if accept is None else torch.where(accept, value, old))
+    def count_skip_(self, accept: Tensor | None) -> None:
+        """Take back the count of a step that `accept` refuses."""
         if accept is not None:
             skipped = (~accept).to(torch.float32)
             self.state["step"].sub_(skipped)
             self.state["num_skipped"].add_(skipped)
+
+    def keep_(self, new: dict[str, Tensor]) -> None:
+        """Write new values of state and of "param" in place, or none of them where the step is refused."""
+        accept = self.accepts()
+        for name, value in new.items():
+            old = self.param if name == "param" else self.state[name]
+            old.copy_(value if accept is None else torch.where(accept, value, old))
+        self.count_skip_(accept)

@@ -1,0 +1,127 @@
+"""Six products with torch's own kernels: equal matrices together, the large products in place."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ldadam.algorithm import LowRankState
+from ldadam.backends import eager
+from ldadam.backends.matrices import Chunk, Matrix, chunks
+from ldadam.backends.six_products import advance_, step_chunk_
+from ldadam.backends.update import ParamUpdate
+from ldadam.subspace import first_basis, range_finder
+
+# Bytes of gradient stepped together: enough to amortise small operations, little enough for scratch and caches.
+CHUNK_BYTES = 32 * 2**20
+
+
+def step_(updates: Sequence[ParamUpdate]) -> None:
+    """Move each parameter and its state in place."""
+    eager.step_([update for update in updates if needs_page(update)])
+    fast = [update for update in updates if not needs_page(update)]
+    for chunk in chunks(fast, max_bytes=CHUNK_BYTES):
+        step_chunk_(chunk, TorchProducts())
+
+
+def dense_step_(updates: Sequence[ParamUpdate]) -> None:
+    """AdamW in place: torch's fused kernel for float32 and float64 on the CPU, else the page."""
+    eager.dense_step_([update for update in updates if not _suits_fused(update)])
+    fused = [update for update in updates if _suits_fused(update)]
+    for dtype in {update.param.dtype for update in fused}:
+        same = [update for update in fused if update.param.dtype == dtype]
+        hyper = same[0].hyper
+        torch._fused_adamw_(
+            [update.param for update in same],
+            [update.grad.to(dtype) for update in same],
+            [update.state["exp_avg"] for update in same],
+            [update.state["exp_avg_sq"] for update in same],
+            [],
+            [update.state["step"] for update in same],
+            lr=hyper.lr,  # pyright: ignore[reportArgumentType]
+            beta1=hyper.betas[0],
+            beta2=hyper.betas[1],
+            weight_decay=hyper.weight_decay,
+            eps=hyper.eps,
+            amsgrad=False,
+            maximize=hyper.maximize,
+        )
+
+
+def _suits_fused(update: ParamUpdate) -> bool:
+    return (
+        update.param.device.type == "cpu"
+        and not update.hyper.skip_nonfinite
+        and update.state["exp_avg"].dtype == update.param.dtype
+        and update.param.is_contiguous()
+        and update.grad.is_contiguous()
+    )
+
+
+def needs_page(update: ParamUpdate) -> bool:
+    """Whether a step is left to the page: bases from decompositions, and storage that has no matrix view."""
+    layout = update.layout
+    assert layout is not None
+    if update.hyper.proj_method != "power_iteration":
+        return True
+    if update.is_first and first_basis("power_iteration", shorter_side=min(layout.m, layout.n)) is not range_finder:
+        return True
+    tensors = (update.param, update.grad)
+    return len(layout.shape) > 3 and not all(tensor.is_contiguous() for tensor in tensors)
+
+
+class TorchProducts:
+    """The large products, one matrix at a time; each is big enough to fill the machine."""
+
+    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
+        """A = G + E for each matrix, in the storage of E where that has the dtype, and U'A (B, r, n)."""
+        corrected = [_corrected(matrix, chunk) for matrix in chunk.matrices]
+        return corrected, self.project(basis, corrected)
+
+    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
+        """U'A (B, r, n) from U (B, m, r)."""
+        rows = basis.new_empty(len(corrected), basis.shape[-1], corrected[0].shape[-1])
+        for index, matrix in enumerate(corrected):
+            torch.mm(basis[index].mT, matrix, out=rows[index])
+        return rows
+
+    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+        """A Y (B, m, r) from Y' (B, r, n)."""
+        columns = rows.new_empty(len(corrected), corrected[0].shape[0], rows.shape[-2])
+        for index, matrix in enumerate(corrected):
+            torch.mm(matrix, rows[index].mT, out=columns[index])
+        return columns
+
+    def inner(self, left: Tensor, right: Tensor) -> Tensor:
+        """left right' (B, r, r), from two (B, r, l) tensors."""
+        return left @ right.mT
+
+    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+        """m and v in place, and the factors that E and W are updated from."""
+        return advance_(chunk, prev, basis, low_rank_grad)
+
+    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
+        """E = A - left right and W = (1 - lr wd) W - U descent, in place."""
+        basis = left[..., : descent.shape[-2]]
+        decay = chunk.hyper.lr * chunk.hyper.weight_decay
+        for index, matrix in enumerate(chunk.matrices):
+            if matrix.error is not None:
+                corrected[index].addmm_(left[index], right[index], alpha=-1)
+                if corrected[index].data_ptr() != matrix.error.data_ptr():
+                    matrix.error.copy_(corrected[index])
+            weight = matrix.param.to(chunk.dtype)
+            if chunk.hyper.weight_decay:
+                weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
+            weight.addmm_(basis[index], descent[index], alpha=-1)
+            if weight.dtype != matrix.param.dtype:
+                matrix.param.copy_(weight)
+
+
+def _corrected(matrix: Matrix, chunk: Chunk) -> Tensor:
+    grad = matrix.grad if matrix.accept is None else torch.where(matrix.accept, matrix.grad, 0)
+    sign = -1 if chunk.hyper.maximize else 1
+    if matrix.error is None:
+        return sign * grad.to(chunk.dtype)
+    if matrix.error.dtype == chunk.dtype:
+        return matrix.error.add_(grad, alpha=sign)
+    return matrix.error.to(chunk.dtype).add_(grad, alpha=sign)

@@ -1,0 +1,133 @@
+"""Parameters as 2-D matrices, grouped so that equal ones are stepped together."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldadam.backends.update import ParamUpdate
+from ldadam.hyperparameters import Hyperparameters
+from ldadam.layout import math_dtype
+
+
+class Matrix(NamedTuple):
+    """Views of one matrix of a parameter, the projected side first."""
+
+    param: Tensor  # W   (m, n)
+    grad: Tensor  # G   (m, n)
+    error: Tensor | None  # E   (m, n), None without error feedback
+    basis: Tensor  # U_minus   (m, r)
+    exp_avg: Tensor  # (r, n)
+    exp_avg_sq: Tensor  # (r, n)
+    accept: Tensor | None  # 0-d bool, None where no step is ever refused
+
+
+class Kind(NamedTuple):
+    """What matrices must have in common to be stepped together; the strings make it sortable."""
+
+    m: int
+    n: int
+    rank: int
+    dtypes: str
+    strides: str
+    device: str
+    step: float  # -1 where the device keeps it
+    is_first: bool
+    moves_subspace: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Matrices of one kind, with their small state stacked."""
+
+    matrices: list[Matrix]
+    kind: Kind
+    hyper: Hyperparameters
+    step: float | Tensor  # (B, 1, 1) float64 where the device keeps it
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        return math_dtype(self.matrices[0].param.dtype)
+
+    @cached_property
+    def accept(self) -> Tensor | None:
+        """(B, 1, 1) bools, or None where no step is ever refused."""
+        if self.matrices[0].accept is None:
+            return None
+        return torch.stack([matrix.accept for matrix in self.matrices if matrix.accept is not None])[:, None, None]
+
+    def stack(self, name: str) -> Tensor:
+        """One field of all matrices, copied into a (B, ...) tensor."""
+        return torch.stack([getattr(matrix, name) for matrix in self.matrices])
+
+    def unstack_(self, name: str, values: Tensor) -> None:
+        """Copy a (B, ...) tensor back into one field of all matrices; refused steps keep their old values."""
+        old = [getattr(matrix, name) for matrix in self.matrices]
+        if (accept := self.accept) is not None:
+            values = torch.where(accept, values, torch.stack(old))
+        torch._foreach_copy_(old, list(values.unbind()))
+
+
+def chunks(updates: Sequence[ParamUpdate], *, max_bytes: int) -> Iterator[Chunk]:
+    """The matrices of all updates of a group in chunks of one kind each, of about `max_bytes` of gradient."""
+    pairs = [(matrix, kind, update) for update in updates for matrix, kind in _matrices(update)]
+    for kind, same in groupby(sorted(pairs, key=lambda pair: pair[1]), key=lambda pair: pair[1]):
+        members = list(same)
+        size = max(1, max_bytes // (kind.m * kind.n * members[0][0].grad.element_size()))
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            yield Chunk(
+                [matrix for matrix, _, _ in part],
+                kind,
+                part[0][2].hyper,
+                common_step([update for _, _, update in part]),
+            )
+
+
+def common_step(updates: Sequence[ParamUpdate]) -> float | Tensor:
+    """The step that all updates share, or (B, 1, 1) steps where the device keeps them."""
+    steps = [update.step for update in updates]
+    if isinstance(steps[0], Tensor):
+        return torch.stack([step for step in steps if isinstance(step, Tensor)])[:, None, None]
+    return steps[0]
+
+
+def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
+    """The matrices of one parameter: itself, or each of a stack."""
+    layout, state = update.layout, update.state
+    assert layout is not None
+    accept = update.accepts()
+    update.count_skip_(accept)
+    error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state else None
+    param, grad = layout.to_matrix(update.param), layout.to_matrix(update.grad)
+    parts = range(layout.batch[0]) if layout.batch else [...]
+    for part in parts:
+        matrix = Matrix(
+            param[part],
+            grad[part],
+            None if error is None else error[part],
+            state["basis"][part],
+            state["exp_avg"][part],
+            state["exp_avg_sq"][part],
+            accept,
+        )
+        yield matrix, _kind(matrix, update, layout.rank)
+
+
+def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
+    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error) if tensor is not None]
+    return Kind(
+        *matrix.param.shape,
+        rank=rank,
+        dtypes=str([tensor.dtype for tensor in big]),
+        strides=str([tensor.stride() for tensor in big]),
+        device=str(matrix.param.device),
+        step=-1.0 if isinstance(update.step, Tensor) else update.step,
+        is_first=update.is_first,
+        moves_subspace=update.moves_subspace,
+    )

@@ -1,0 +1,259 @@
+"""Six products with Triton kernels: every pass over the matrices of a chunk is one launch, without host synchronisation.
+
+Source of the grouping by tables of addresses: Triton's grouped GEMM tutorial,
+https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ldadam.algorithm import LowRankState
+from ldadam.backends import batched
+from ldadam.backends import triton_kernels as kernels
+from ldadam.backends.matrices import Chunk, chunks, common_step
+from ldadam.backends.six_products import advance_, step_chunk_
+from ldadam.backends.update import ParamUpdate
+from ldadam.hyperparameters import Hyperparameters
+
+# Bytes of gradient stepped together: enough for a few thousand programs, little enough for the stacked r x n scratch.
+CHUNK_BYTES = 512 * 2**20
+
+# Up to this rank a program holds all r rows of its tile in registers.
+MAX_RANK = 128
+
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def step_(updates: Sequence[ParamUpdate]) -> None:
+    """Move each parameter and its state in place."""
+    batched.step_([update for update in updates if not suits(update)])
+    for chunk in chunks([update for update in updates if suits(update)], max_bytes=CHUNK_BYTES):
+        step_chunk_(chunk, TritonProducts(chunk))
+
+
+def suits(update: ParamUpdate) -> bool:
+    """Whether the kernels cover an update; the others go to the batched backend."""
+    layout, error = update.layout, update.state.get("error_buffer")
+    assert layout is not None
+    tensors = [update.param, update.grad, *(() if error is None else (error,))]
+    return (
+        not batched.needs_page(update)
+        and error is not None
+        and layout.rank <= MAX_RANK
+        and all(tensor.dtype in _TRITON_DTYPES for tensor in tensors)
+        and update.param.stride() == update.grad.stride() == error.stride()
+        and _stay_aligned(update)
+    )
+
+
+def _stay_aligned(update: ParamUpdate) -> bool:
+    """Whether every matrix of a stack starts at a multiple of 16 bytes, as the kernels are told."""
+    if update.layout is None or not update.layout.batch:
+        return True
+    tensors = [update.param, update.grad, *(update.state[name] for name in ("error_buffer", "exp_avg", "exp_avg_sq"))]
+    return all(tensor.stride(0) * tensor.element_size() % 16 == 0 for tensor in tensors)
+
+
+def dense_step_(updates: Sequence[ParamUpdate]) -> None:
+    """AdamW in place, all tensors of one size in one launch."""
+    batched.dense_step_([update for update in updates if not _suits_dense(update)])
+    groups: dict[tuple[object, ...], list[ParamUpdate]] = {}
+    for update in updates:
+        if _suits_dense(update):
+            step = -1.0 if isinstance(update.step, Tensor) else update.step
+            kind = (update.param.numel(), update.param.dtype, update.grad.dtype, update.param.device, step)
+            groups.setdefault(kind, []).append(update)
+    for same in groups.values():
+        _dense_launch_(same)
+
+
+def _suits_dense(update: ParamUpdate) -> bool:
+    tensors = (update.param, update.grad)
+    return update.param.numel() > 0 and all(
+        tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
+    )
+
+
+def _dense_launch_(same: list[ParamUpdate]) -> None:
+    first, block = same[0], 1024
+    accepts = [accept for accept in (update.accepts() for update in same) if accept is not None]
+    for update, accept in zip(same, accepts, strict=False):
+        update.count_skip_(accept)
+    scalars = Scalars(len(same), first.param.device, first.hyper, torch.stack(accepts) if accepts else None)
+    tables = [
+        address_table(tuple(tensor.data_ptr() for tensor in tensors), first.param.device)
+        for tensors in (
+            [update.param for update in same],
+            [update.grad for update in same],
+            [update.state["exp_avg"] for update in same],
+            [update.state["exp_avg_sq"] for update in same],
+        )
+    ]
+    kernels.dense_kernel[(triton.cdiv(first.param.numel(), block), len(same))](
+        *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, scalars.scale,
+        first.param.numel(), *first.hyper.betas, first.hyper.eps, -1.0 if first.hyper.maximize else 1.0,
+        WEIGHT=_TRITON_DTYPES[first.param.dtype], GRAD=_TRITON_DTYPES[first.grad.dtype],
+        MASKED=scalars.masked, BLOCK=block,
+    )  # fmt: skip
+
+
+class TritonProducts:
+    """The kernels' launches for one chunk."""
+
+    def __init__(self, chunk: Chunk):
+        first = chunk.matrices[0]
+        assert first.error is not None
+        self.count, self.device = len(chunk.matrices), first.param.device
+        self.m, self.n, self.rank = chunk.kind.m, chunk.kind.n, chunk.kind.rank
+        self.strides = first.param.stride()
+        self.padded_rank = max(16, triton.next_power_of_2(self.rank))
+        self.error_dtype = _TRITON_DTYPES[first.error.dtype]
+        self.errors = self._addresses(chunk, "error")
+        both = {first.error.dtype, first.param.dtype}
+        self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
+        self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
+
+    def _addresses(self, chunk: Chunk, name: str) -> Tensor:
+        return address_table(tuple(getattr(matrix, name).data_ptr() for matrix in chunk.matrices), self.device)
+
+    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
+        """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
+        grad = chunk.matrices[0].grad
+        grads = self._addresses(chunk, "grad")
+        sign = -1.0 if chunk.hyper.maximize else 1.0
+        return [], self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
+
+    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
+        """U'A (B, r, n) from U (B, m, r)."""
+        return self._project(basis, self.errors, grad_dtype=self.error_dtype, sign=1.0, add=False)
+
+    def _project(self, basis: Tensor, grads: Tensor, *, grad_dtype: tl.dtype, sign: float, add: bool) -> Tensor:
+        rows = basis.new_empty(self.count, self.rank, self.n)
+        config = project_config(self.padded_rank, self.strides, self.error_dtype)
+        kernels.project_kernel[(triton.cdiv(self.n, config["BLOCK_N"]), self.count)](
+            grads, self.errors, basis, rows, self.scalars.accepts, self.m, self.n, self.rank, *self.strides, sign,
+            GRAD=grad_dtype, ERROR=self.error_dtype, ADD=add, MASKED=self.scalars.masked, R=self.padded_rank, **config,
+        )  # fmt: skip
+        return rows
+
+    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+        """A Y (B, m, r) from Y' (B, r, n)."""
+        rows = rows.contiguous()
+        columns = rows.new_empty(self.count, self.m, self.rank)
+        config = lift_config(self.padded_rank, self.strides, self.error_dtype)
+        kernels.lift_kernel[(triton.cdiv(self.m, config["BLOCK_M"]), self.count)](
+            self.errors, rows, columns, self.m, self.n, self.rank, *self.strides,
+            ERROR=self.error_dtype, R=self.padded_rank, **config,
+        )  # fmt: skip
+        return columns
+
+    def inner(self, left: Tensor, right: Tensor) -> Tensor:
+        """left right' (B, r, r) for (B, r, l) tensors of any strides over one matrix."""
+        if self.rank > 64:
+            return left @ right.mT
+        products = left.new_empty(self.count, self.rank, self.rank)
+        kernels.inner_kernel[(self.count,)](
+            left, right, products, left.shape[-1], self.rank, *left.stride()[1:], *right.stride()[1:],
+            R=self.padded_rank, BLOCK=64,
+        )  # fmt: skip
+        return products
+
+    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+        """m and v in place, and the factors that E and W are updated from, in one kernel."""
+        if self.rank > 64:
+            return advance_(chunk, prev, basis, low_rank_grad)
+        moves, hyper = chunk.kind.moves_subspace, chunk.hyper
+        change = self.inner(basis.mT, prev.basis.mT)  # Q
+        descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
+        right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
+        block = 64
+        kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
+            low_rank_grad, change, self._addresses(chunk, "exp_avg"), self._addresses(chunk, "exp_avg_sq"),
+            descent, right, self.scalars.biases(chunk.step), self.scalars.accepts,
+            self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
+            MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
+            R=self.padded_rank, BLOCK_N=block,
+        )  # fmt: skip
+        return right, descent
+
+    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
+        """E = A - left right and W = (1 - lr wd) W - U descent, in one pass over both."""
+        weight = chunk.matrices[0].param
+        left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
+        config = finish_config(self.padded_rank, self.strides, self.factor_dtype)
+        tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
+        kernels.finish_kernel[(tiles, self.count)](
+            self.errors, self._addresses(chunk, "param"), left, right, descent, self.scalars.decays,
+            self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(),
+            ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
+            PRECISION="tf32x3", **config,
+        )  # fmt: skip
+
+
+def project_config(padded_rank: int, strides: tuple[int, ...], dtype: tl.dtype) -> dict[str, int]:
+    """Tile sides and pipeline of `project_kernel`: the wider side along the contiguous dimension."""
+    wide, narrow = (128, 32) if padded_rank <= 64 else (64, 32)
+    sides = (narrow, wide) if strides[1] == 1 else (wide, 64)
+    return {"BLOCK_M": sides[0], "BLOCK_N": sides[1], "num_stages": 2 if dtype == tl.float32 else 3, "num_warps": 4}
+
+
+def lift_config(padded_rank: int, strides: tuple[int, ...], dtype: tl.dtype) -> dict[str, int]:
+    """Tile sides and pipeline of `lift_kernel`."""
+    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_stages": 2 if dtype == tl.float32 else 3, "num_warps": 4}
+
+
+def finish_config(padded_rank: int, strides: tuple[int, ...], dtype: torch.dtype) -> dict[str, int]:
+    """Tile sides and pipeline of `finish_kernel`."""
+    sides = (64, 128) if strides[1] == 1 else (128, 64)
+    depth = min(32 if dtype == torch.float32 else 64, padded_rank)
+    return {"BLOCK_M": sides[0], "BLOCK_N": sides[1], "BLOCK_K": depth, "num_stages": 2, "num_warps": 4}
+
+
+class Scalars:
+    """What the kernels read for each of B matrices or vectors, as tensors on their device."""
+
+    def __init__(self, count: int, device: torch.device, hyper: Hyperparameters, accept: Tensor | None):
+        self.count, self.device, self.hyper, self.accept = count, device, hyper, accept
+        self.masked = accept is not None
+
+    @property
+    def accepts(self) -> Tensor:
+        """(B,) 1 where the step is taken, 0 where refused; without meaning where nothing is refused."""
+        return (
+            torch.empty(0, dtype=torch.int8, device=self.device) if self.accept is None else self.accept.to(torch.int8)
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """(1,): lr."""
+        lr = self.hyper.lr
+        if isinstance(lr, Tensor):
+            return lr.to(self.device, torch.float32).reshape(1)
+        return torch.full((1,), lr, dtype=torch.float32, device=self.device)
+
+    @property
+    def decays(self) -> Tensor:
+        """(B,): 1 - lr wd, and 1 where the step is refused."""
+        decays = (1 - self.scale * self.hyper.weight_decay).expand(self.count)
+        return decays.contiguous() if self.accept is None else torch.where(self.accept.reshape(-1), decays, 1)
+
+    def biases(self, step: float | Tensor) -> Tensor:
+        """(B, 4): 1 - beta1^(t-1), 1 - beta2^(t-1), 1 - beta1^t, 1 - beta2^t."""
+        beta1, beta2 = self.hyper.betas
+        if isinstance(step, Tensor):
+            counts = step[:, 0]
+            powers = [beta1 ** (counts - 1), beta2 ** (counts - 1), beta1**counts, beta2**counts]
+            return (1 - torch.cat(powers, dim=-1)).float()
+        biases = [1 - beta1 ** (step - 1), 1 - beta2 ** (step - 1), 1 - beta1**step, 1 - beta2**step]
+        return torch.tensor([biases] * self.count, dtype=torch.float32).to(self.device, non_blocking=True)
+
+
+@lru_cache(maxsize=4096)
+def address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """The addresses as an int64 tensor on the device. Being a function of them alone, it is right for ever."""
+    return torch.tensor(addresses, dtype=torch.int64).to(device, non_blocking=True)

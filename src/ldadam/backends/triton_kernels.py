@@ -1,0 +1,232 @@
+"""Triton kernels of the six products, over all matrices of a chunk in one launch each.
+
+Large matrices are reached through tables of addresses, small state is stacked. Programs are (tile, matrix). Every dot
+accumulates in float32. Its inputs: where the basis is found and A projected, a float32 factor of 16-bit A is split into
+two 16-bit halves, so that 16 bits of its mantissa count; what is then subtracted from 16-bit E and W is 16-bit itself;
+with float32 E, `tf32x3` keeps float32's accuracy throughout.
+"""
+
+# The signatures are Triton's: untyped, with constants in capitals.
+# pyright: reportMissingImports=false
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def matrix_pointer(table, index, dtype: tl.constexpr):
+    """A pointer from a table of addresses; torch aligns storage to 64 bytes, `multiple_of` tells the compiler."""
+    address = tl.multiple_of(tl.load(table + index), 16)
+    return address.to(tl.pointer_type(dtype))
+
+
+@triton.jit
+def accurate_dot(factor, tile, accumulator):
+    """accumulator + factor @ tile, for a float32 factor and a tile of any dtype."""
+    if tile.dtype == tl.float32:
+        return tl.dot(factor, tile, accumulator, input_precision="tf32x3")
+    high = factor.to(tile.dtype)
+    low = (factor - high.to(tl.float32)).to(tile.dtype)
+    return tl.dot(low, tile, tl.dot(high, tile, accumulator))
+
+
+@triton.jit
+def project_kernel(
+    grads, errors, basis, rows, accepts, m, n, r, stride_m, stride_n, sign,
+    GRAD: tl.constexpr, ERROR: tl.constexpr, ADD: tl.constexpr, MASKED: tl.constexpr,
+    R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """rows (B, r, n) = U'A. With ADD, A = sign G + E is formed first and replaces E; else A is what `errors` holds."""
+    index = tl.program_id(1).to(tl.int64)
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, R)
+    error = matrix_pointer(errors, index, ERROR)
+    if ADD:
+        grad = matrix_pointer(grads, index, GRAD)
+    grad_lines = m * tl.load(accepts + index).to(tl.int32) if MASKED else m
+    basis += index * m * r
+    accumulator = tl.zeros((R, BLOCK_N), dtype=tl.float32)
+    for start in range(0, m, BLOCK_M):
+        lines = start + tl.arange(0, BLOCK_M)
+        inside = (lines[:, None] < m) & (cols[None, :] < n)
+        at = lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
+        tile = tl.load(error + at, mask=inside, other=0.0)
+        if ADD:
+            added = tl.load(grad + at, mask=(lines[:, None] < grad_lines) & inside, other=0.0).to(
+                tl.float32
+            ) * sign + tile.to(tl.float32)
+            tile = added.to(ERROR)
+            tl.store(error + at, tile, mask=inside)
+        factor = tl.load(
+            basis + lines[None, :] * r + ranks[:, None], mask=(lines[None, :] < m) & (ranks[:, None] < r), other=0.0
+        )
+        accumulator = accurate_dot(factor, tile, accumulator)
+    kept = (ranks[:, None] < r) & (cols[None, :] < n)
+    tl.store(rows + index * r * n + ranks[:, None].to(tl.int64) * n + cols[None, :], accumulator, mask=kept)
+
+
+@triton.jit
+def lift_kernel(
+    errors, rows, columns, m, n, r, stride_m, stride_n,
+    ERROR: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """columns (B, m, r) = A Y from rows Y' (B, r, n)."""
+    index = tl.program_id(1).to(tl.int64)
+    lines = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ranks = tl.arange(0, R)
+    error = matrix_pointer(errors, index, ERROR)
+    rows += index * r * n
+    accumulator = tl.zeros((R, BLOCK_M), dtype=tl.float32)
+    for start in range(0, n, BLOCK_N):
+        cols = start + tl.arange(0, BLOCK_N)
+        at = lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
+        tile = tl.load(error + at, mask=(lines[:, None] < m) & (cols[None, :] < n), other=0.0)
+        factor = tl.load(
+            rows + ranks[:, None] * n + cols[None, :], mask=(ranks[:, None] < r) & (cols[None, :] < n), other=0.0
+        )
+        accumulator = accurate_dot(factor, tl.trans(tile), accumulator)
+    kept = (ranks[:, None] < r) & (lines[None, :] < m)
+    tl.store(columns + index * m * r + lines[None, :].to(tl.int64) * r + ranks[:, None], accumulator, mask=kept)
+
+
+@triton.jit
+def finish_kernel(
+    errors, weights, left, right, descent, decays, m, n, r, k, stride_m, stride_n, weight_stride_m, weight_stride_n,
+    ERROR: tl.constexpr, WEIGHT: tl.constexpr, MOVES: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of E = A - left right and of W = decay W - U descent; left (m, k) is [U, U_minus] if MOVES, else U."""
+    index = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(n, BLOCK_N)
+    lines = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (lines[:, None] < m) & (cols[None, :] < n)
+    error_at = matrix_pointer(errors, index, ERROR) + (
+        lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
+    )
+    weight_at = matrix_pointer(weights, index, WEIGHT) + (
+        lines[:, None].to(tl.int64) * weight_stride_m + cols[None, :].to(tl.int64) * weight_stride_n
+    )
+    error = tl.load(error_at, mask=inside, other=0.0)
+    weight = tl.load(weight_at, mask=inside, other=0.0)
+    left += index * m * k
+    right += index * k * n
+    descent += index * r * n
+    lost = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    moved = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, r, BLOCK_K):
+        ranks = start + tl.arange(0, BLOCK_K)
+        left_mask = (lines[:, None] < m) & (ranks[None, :] < r)
+        right_mask = (ranks[:, None] < r) & (cols[None, :] < n)
+        left_at = left + lines[:, None] * k + ranks[None, :]
+        right_at = ranks[:, None] * n + cols[None, :]
+        basis = tl.load(left_at, mask=left_mask, other=0.0)
+        moved = tl.dot(basis, tl.load(descent + right_at, mask=right_mask, other=0.0), moved, input_precision=PRECISION)
+        lost = tl.dot(basis, tl.load(right + right_at, mask=right_mask, other=0.0), lost, input_precision=PRECISION)
+        if MOVES:
+            basis = tl.load(left_at + r, mask=left_mask, other=0.0)
+            bottom = tl.load(right + r * n + right_at, mask=right_mask, other=0.0)
+            lost = tl.dot(basis, bottom, lost, input_precision=PRECISION)
+    tl.store(error_at, (error.to(tl.float32) - lost).to(ERROR), mask=inside)
+    tl.store(weight_at, (weight.to(tl.float32) * tl.load(decays + index) - moved).to(WEIGHT), mask=inside)
+
+
+@triton.jit
+def inner_kernel(
+    left, right, products, length, r, left_stride_r, left_stride_l, right_stride_r, right_stride_l,
+    R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """products (B, r, r) = left right', for left and right of r vectors of one length: skinny, so one program each."""
+    index = tl.program_id(0).to(tl.int64)
+    ranks = tl.arange(0, R)
+    left += index * length * r
+    right += index * length * r
+    accumulator = tl.zeros((R, R), dtype=tl.float32)
+    for start in range(0, length, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        mask = (ranks[:, None] < r) & (at[None, :] < length)
+        first = tl.load(left + ranks[:, None] * left_stride_r + at[None, :] * left_stride_l, mask=mask, other=0.0)
+        second = tl.load(right + ranks[:, None] * right_stride_r + at[None, :] * right_stride_l, mask=mask, other=0.0)
+        accumulator = tl.dot(first, tl.trans(second), accumulator, input_precision="tf32x3")
+    kept = (ranks[:, None] < r) & (ranks[None, :] < r)
+    tl.store(products + index * r * r + ranks[:, None] * r + ranks[None, :], accumulator, mask=kept)
+
+
+@triton.jit
+def moments_kernel(
+    low_rank_grad, change, exp_avgs, exp_avg_sqs, descent, right, biases, accepts, n, r, beta1, beta2, eps, scale,
+    MOVES: tl.constexpr, MASKED: tl.constexpr, FACTOR: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The r x n chain: m_half, v_half, m, v in place, and the factors of W (lr d) and E ([a + c m_half; -c m_minus]).
+
+    `biases` holds 1 - beta1^(t-1), 1 - beta2^(t-1), 1 - beta1^t, 1 - beta2^t of each matrix; `scale` is lr.
+    """
+    index = tl.program_id(1).to(tl.int64)
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, R)
+    inside = (ranks[:, None] < r) & (cols[None, :] < n)
+    at = ranks[:, None].to(tl.int64) * n + cols[None, :]
+    exp_avg_at = matrix_pointer(exp_avgs, index, tl.float32) + at
+    exp_avg_sq_at = matrix_pointer(exp_avg_sqs, index, tl.float32) + at
+    grad = tl.load(low_rank_grad + index * r * n + at, mask=inside, other=0.0)
+    old_avg = tl.load(exp_avg_at, mask=inside, other=0.0)
+    old_avg_sq = tl.load(exp_avg_sq_at, mask=inside, other=0.0)
+    old_bias1, old_bias2 = tl.load(biases + index * 4), tl.load(biases + index * 4 + 1)
+    bias1, bias2 = tl.load(biases + index * 4 + 2), tl.load(biases + index * 4 + 3)
+    carried, carried_sq = old_avg, old_avg_sq
+    if MOVES:
+        square = ranks[:, None] * r + ranks[None, :]
+        rotation = tl.load(change + index * r * r + square, mask=(ranks[:, None] < r) & (ranks[None, :] < r), other=0.0)
+        hat = old_avg / tl.where(old_bias1 == 0, 1.0, old_bias1)
+        variance = old_avg_sq / tl.where(old_bias2 == 0, 1.0, old_bias2) - hat * hat
+        rotated = tl.dot(rotation, hat, input_precision="tf32x3")
+        spread = tl.dot(rotation * rotation, variance, input_precision="tf32x3")
+        carried = rotated * old_bias1
+        carried_sq = tl.abs(spread + rotated * rotated) * old_bias2
+    exp_avg = beta1 * carried + (1 - beta1) * grad
+    exp_avg_sq = beta2 * carried_sq + (1 - beta2) * grad * grad
+    direction = (exp_avg / bias1) / (tl.sqrt(exp_avg_sq / bias2) + eps) * tl.load(scale)
+    ratio = beta1 / (1 - beta1) if MOVES else 0.0
+    top, bottom = grad + ratio * carried, -ratio * old_avg
+    if MASKED:
+        accept = tl.load(accepts + index) != 0
+        exp_avg, exp_avg_sq = tl.where(accept, exp_avg, old_avg), tl.where(accept, exp_avg_sq, old_avg_sq)
+        direction, top, bottom = tl.where(accept, direction, 0), tl.where(accept, top, 0), tl.where(accept, bottom, 0)
+    tl.store(exp_avg_at, exp_avg, mask=inside)
+    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside)
+    tl.store(descent + index * r * n + at, direction.to(FACTOR), mask=inside)
+    if MOVES:
+        tl.store(right + index * 2 * r * n + at, top.to(FACTOR), mask=inside)
+        tl.store(right + index * 2 * r * n + r * n + at, bottom.to(FACTOR), mask=inside)
+    else:
+        tl.store(right + index * r * n + at, top.to(FACTOR), mask=inside)
+
+
+@triton.jit
+def dense_kernel(
+    weights, grads, exp_avgs, exp_avg_sqs, biases, accepts, decays, scale, size, beta1, beta2, eps, sign,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """AdamW of dense parameters of one size, in place, with float32 moments."""
+    index = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    param_at = matrix_pointer(weights, index, WEIGHT) + at
+    exp_avg_at = matrix_pointer(exp_avgs, index, tl.float32) + at
+    exp_avg_sq_at = matrix_pointer(exp_avg_sqs, index, tl.float32) + at
+    grad = tl.load(matrix_pointer(grads, index, GRAD) + at, mask=inside, other=0.0).to(tl.float32) * sign
+    param = tl.load(param_at, mask=inside, other=0.0).to(tl.float32)
+    old_avg = tl.load(exp_avg_at, mask=inside, other=0.0)
+    old_avg_sq = tl.load(exp_avg_sq_at, mask=inside, other=0.0)
+    bias1, bias2 = tl.load(biases + index * 4 + 2), tl.load(biases + index * 4 + 3)
+    exp_avg = beta1 * old_avg + (1 - beta1) * grad
+    exp_avg_sq = beta2 * old_avg_sq + (1 - beta2) * grad * grad
+    direction = (exp_avg / bias1) / (tl.sqrt(exp_avg_sq / bias2) + eps) * tl.load(scale)
+    moved = param * tl.load(decays + index) - direction
+    if MASKED:
+        accept = tl.load(accepts + index) != 0
+        moved = tl.where(accept, moved, param)
+        exp_avg, exp_avg_sq = tl.where(accept, exp_avg, old_avg), tl.where(accept, exp_avg_sq, old_avg_sq)
+    tl.store(param_at, moved.to(WEIGHT), mask=inside)
+    tl.store(exp_avg_at, exp_avg, mask=inside)
+    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside)
