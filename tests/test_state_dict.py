@@ -256,3 +256,13 @@ def test_parameters_swapped_after_construction_are_the_ones_that_train():
     run(optimizer, [swapped], grads_of([swapped], 2))
     assert not torch.equal(swapped, before)
     assert optimizer.state[swapped]["basis"].shape == (16, 2)
+
+
+def test_a_state_dict_from_before_the_first_step_can_be_loaded_back():
+    """Accelerate does so when it wraps an optimizer."""
+    params, others = mixed_params(), mixed_params()
+    optimizer, reference = LDAdamW(params, **OPTIONS), LDAdamW(others, **OPTIONS)
+    optimizer.load_state_dict(optimizer.state_dict())
+    run(optimizer, params, grads_of(params, 2))
+    run(reference, others, grads_of(others, 2))
+    assert_same_params(params, others)
