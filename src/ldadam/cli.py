@@ -17,7 +17,7 @@ import typer
 
 from ldadam.training.config import FIELDS, merge, resolve
 from ldadam.training.config_file import parse_value, plain_types, read_config_file
-from ldadam.training.errors import CommandError
+from ldadam.training.errors import CommandError, Interrupted
 
 app = typer.Typer(
     name="ldadam",
@@ -38,8 +38,6 @@ def run(arguments: list[str]) -> int:
         return app(arguments, standalone_mode=True) or 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        return _fail("stopped before training began; there is nothing to resume", 130, debug)
     except CommandError as error:
         return _fail(str(error), error.exit_code, debug)
     except Exception as error:
@@ -120,7 +118,10 @@ def pretrain(
     from_file = read_config_file(config) if config else {}
     asked = merge(from_file, given)
     resolved = run_folder.reopen(asked) if resume else resolve(asked)
-    run = train(resolved, resume=resume)
+    try:
+        run = train(resolved, resume=resume)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped at once: {run_folder.what_can_be_resumed(Path(resolved.out))}") from stop
     if resolved.report:
         from ldadam.report import write_report
 
@@ -156,4 +157,7 @@ def demo(
     from ldadam.training.demo import run_demo, run_sweep
 
     _show_warnings_as_sentences()
-    (run_sweep if sweep else run_demo)(out, threads=threads)
+    try:
+        (run_sweep if sweep else run_demo)(out, threads=threads)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("stopped at once") from stop

@@ -149,9 +149,51 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(tmp_path, corpu
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "on_step_end", interrupt)
         assert ldadam(*options(tmp_path / "run", corpus, **settings)) == 130
-    assert f"stopped by {number.name} after step 5 of 11, checkpoint saved" in capsys.readouterr().err
+    assert (
+        f"stopped by {number.name} after step 5 of 11: the last good checkpoint is checkpoint-5"
+        in capsys.readouterr().err
+    )
     assert ldadam("pretrain", "--resume", "--out", tmp_path / "run") == 0
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, corpus, monkeypatch, capsys):
+    def interrupt(self, args, state, control, **event):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "on_step_end", interrupt)
+    assert ldadam(*options(tmp_path / "run", corpus)) == 130
+    assert "stopped at once: there is no checkpoint yet, start again" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("ldadam.training.packing.TOKENS_IN_MEMORY", 100)
+    assert ldadam(*options(tmp_path / "run", corpus, steps=4)) == 0
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert ldadam("pretrain", "--resume", "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_ready_tokenizer_is_used_and_kept_for_resuming(tmp_path, corpus, finished):
+    """The tokenizer of another run, in a folder of its own."""
+    tokenizer = shutil.copytree(finished["ldadamw"] / "tokenizer", tmp_path / "tokenizer")
+    settings = {"tokenizer": tokenizer, "steps": 8, "vocab_size": 999}
+    arguments = [a for a in options(tmp_path / "run", corpus, **settings) if a not in ("--vocab-size", "999")]
+    assert ldadam(*arguments) == 0
+    before = numbers(tmp_path / "run")
+    shutil.rmtree(tokenizer)
+    shutil.rmtree(tmp_path / "run/checkpoint-8")
+    assert ldadam("pretrain", "--resume", "--out", tmp_path / "run") == 0
+    assert numbers(tmp_path / "run") == before
+
+
+def test_resuming_with_another_torch_says_so(tmp_path, finished, capsys):
+    run = shutil.copytree(finished["ldadamw"], tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "torch": "1.0"}))
+    assert ldadam("pretrain", "--resume", "--out", run) == 0
+    assert f"torch 1.0 is now {torch.__version__}: numbers may differ" in capsys.readouterr().err
 
 
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path, corpus, finished):

@@ -17,11 +17,13 @@ PARTIAL = ".partial-checkpoint"
 
 def checkpoint_steps(run: Path) -> dict[int, Path]:
     """Complete checkpoints of a run by step, in order."""
-    found = {}
-    for path in run.glob("checkpoint-*"):
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+    return {step_of(path): path for path in sorted(found, key=step_of)}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def publish(partial: Path, final: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ldadam.training import run_folder
+from ldadam.training import checkpoints, run_folder
 from ldadam.training.config import PretrainConfig, tokens_per_step
 from ldadam.training.corpora import open_corpus
 from ldadam.training.errors import Interrupted, UsageError
@@ -48,10 +48,12 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, text: Text | None 
     model = build_model(config, text.tokenizer).to(device)  # pyright: ignore[reportArgumentType]
     optimizer = build_optimizer(model, config)
     if resume:
-        run_folder.check_same_text(run, text.packed.fingerprint)
+        run_folder.check_same_circumstances(run, text.packed.fingerprint)
     else:
         _create(run, config, text, model)
     checkpoint = run_folder.prepare_resume(run) if resume else None
+    if checkpoint is not None and checkpoints.step_of(checkpoint) >= (config.steps or 0):
+        return run  # finished already; the Trainer would stream one more batch
     _train(config, run, device, model, optimizer, text, checkpoint, title or config.optimizer)
     return run
 
@@ -123,8 +125,8 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received is not None and trainer.state.global_step < config.steps:
         raise Interrupted(
-            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {config.steps}, checkpoint "
-            f"saved; continue with `ldadam pretrain --resume --out {run}`"
+            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {config.steps}: "
+            f"{run_folder.what_can_be_resumed(run)}"
         )
 
 

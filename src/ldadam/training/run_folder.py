@@ -56,14 +56,18 @@ def create(run: Path, config: PretrainConfig, facts: dict[str, Any]) -> None:
     (run / RUN_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def check_same_text(run: Path, fingerprint: str) -> None:
-    """A resumed run must see the tokens that it began with."""
+def check_same_circumstances(run: Path, fingerprint: str) -> None:
+    """A resumed run must see the tokens that it began with; with another torch it is told what to expect."""
     begun = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
     if begun["fingerprint"] != fingerprint:
         raise UsageError(
             f"{run} cannot be resumed: the corpus has changed since the run began (other tokens come out of it); "
             f"restore the corpus, or choose another --out"
         )
+    now = versions()
+    changed = [f"{name} {begun[name]} is now {now[name]}" for name in ("python", "torch") if begun[name] != now[name]]
+    if changed:
+        print(f"ldadam: {'; '.join(changed)}: numbers may differ from an uninterrupted run", file=sys.stderr)
 
 
 def prepare_resume(run: Path) -> Path | None:
@@ -74,6 +78,14 @@ def prepare_resume(run: Path) -> Path | None:
         checkpoints.verify(list(saved.values())[-1])
     MetricsFile(run / "metrics.jsonl").truncate_after(max(saved, default=0))
     return list(saved.values())[-1] if saved else None
+
+
+def what_can_be_resumed(run: Path) -> str:
+    """What to do with a run that stopped before its end."""
+    saved = list(checkpoints.checkpoint_steps(run).values())
+    if not saved:
+        return "there is no checkpoint yet, start again"
+    return f"the last good checkpoint is {saved[-1].name}, continue with `ldadam pretrain --resume --out {run}`"
 
 
 def command() -> str:

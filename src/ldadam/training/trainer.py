@@ -23,6 +23,7 @@ from ldadam.training.config import PretrainConfig
 from ldadam.training.errors import RunError
 from ldadam.training.packing import PackedCorpus
 from ldadam.training.recorder import STATE_FILE, Recorder
+from ldadam.training.run_folder import what_can_be_resumed
 
 SCHEDULES = {
     "cosine": "cosine_with_min_lr",
@@ -112,15 +113,9 @@ class PretrainTrainer(Trainer):
             if reason is None:
                 raise
             raise RunError(
-                f"could not write {name} in {self.run_folder}: {reason}; {_what_is_left(self.run_folder)}"
+                f"could not write {name} in {self.run_folder}: {reason}; make room, then: "
+                f"{what_can_be_resumed(self.run_folder)}"
             ) from error
-
-
-def _what_is_left(run: Path) -> str:
-    saved = list(checkpoints.checkpoint_steps(run).values())
-    if not saved:
-        return "there is no earlier checkpoint; make room and start again"
-    return f"the last good checkpoint is {saved[-1].name}; make room, then run again with --resume --out {run}"
 
 
 def training_arguments(config: PretrainConfig, run: Path, device: torch.device) -> TrainingArguments:
