@@ -53,6 +53,10 @@ def test_the_sweep_gives_both_optimizers_the_same_trials(tmp_path, tiny_demo, mo
     for optimizer, best in result["best"].items():
         trials = {t["lr"]: t["final_validation_loss"] for t in result["trials"] if t["optimizer"] == optimizer}
         assert trials[best] == min(trials.values())
+    # Run again, it finds the trials finished.
+    (tmp_path / "demo_lr_sweep.json").unlink()
+    assert ldadam("demo", "--sweep", "--out", tmp_path, "--threads", "1") == 0
+    assert json.loads((tmp_path / "demo_lr_sweep.json").read_text())["trials"] == result["trials"]
 
 
 def test_a_diverged_trial_never_wins():

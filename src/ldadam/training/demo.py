@@ -110,7 +110,10 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def run_sweep(out: Path, *, threads: int | None = None) -> None:
-    """Train both optimizers at every rate of the grid with the demo's settings; write `demo_lr_sweep.json`."""
+    """Train both optimizers at every rate of the grid with the demo's settings; write `demo_lr_sweep.json`.
+
+    Run again in the same folder, it goes on where it was stopped.
+    """
     console = Console(soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     first = _config(OPTIMIZERS[0], out / "sweep", threads=threads)
@@ -128,7 +131,8 @@ def run_sweep(out: Path, *, threads: int | None = None) -> None:
                 keep_checkpoints=1,
             )
             config = dataclasses.replace(config, monitor_every=0)
-            trials.append(_trial(pretrain(config, text=text, title=f"{TITLES[optimizer]} {lr:g}")))
+            begun = (Path(config.out) / run_folder.CONFIG_FILE).exists()
+            trials.append(_trial(pretrain(config, resume=begun, text=text, title=f"{TITLES[optimizer]} {lr:g}")))
             console.print(f"{optimizer} lr {lr:g}: validation loss {trials[-1]['final_validation_loss']:.4f}")
     result = {
         "command": run_folder.command(),
@@ -149,7 +153,7 @@ def _trial(run: Path) -> dict[str, Any]:
     from ldadam.report import load_run
 
     found = load_run(run).summary()
-    return {name: found[name] for name in ("optimizer", "lr", "rank", "final_validation_loss", "seconds")}
+    return {name: found[name] for name in ("optimizer", "lr", "rank", "final_validation_loss")}
 
 
 def _best(trials: list[dict[str, Any]], optimizer: str) -> float:
