@@ -20,4 +20,14 @@ TOLERANCES = {
     "float32 memory order": 1e-4,
     # Three power iterations leave (s_{r+1}/s_r)^6 of the tail; a gap of 0.75 then captures more than 0.97.
     "range finder captures": 0.97,
+    # One step from one state: the same sums in another order, and Cholesky's factor for Householder's.
+    "backend, float64, one step": 1e-12,
+    "backend, float32, one step": 1e-5,
+    # Storage rounds the buffer (2^-9 of it) and, in kernels, the factors subtracted from it; float16 2^-11.
+    "backend, bfloat16, one step": 1e-2,
+    "backend, float16, one step": 3e-3,
+    # Differences pass through the basis, which amplifies them by the inverse of its spectral gaps.
+    "backend, float64, many steps": 1e-10,
+    "backend, float32, many steps": 1e-4,
+    "backend, bfloat16, many steps": 5e-2,
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ldadam.backends import explain
 from ldadam.hyperparameters import Hyperparameters, resolve
 from ldadam.layout import MatrixLayout
 from ldadam.optimizer import LDAdamW, layout_of, param_name
@@ -29,6 +30,7 @@ class Description:
     """Every parameter of an optimizer; `print` it for a table."""
 
     rows: list[ParamDescription]
+    backends: list[str]
 
     @property
     def state_bytes(self) -> dict[str, int]:
@@ -55,7 +57,9 @@ class Description:
         widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
         kinds = ", ".join(f"{kind} {size:,}" for kind, size in self.state_bytes.items())
-        return "\n".join(line.rstrip() for line in [*lines, f"total {sum(self.state_bytes.values()):,} bytes: {kinds}"])
+        lines.append(f"total {sum(self.state_bytes.values()):,} bytes: {kinds}")
+        lines += [f"backend {backend}" for backend in self.backends]
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def describe(optimizer: LDAdamW) -> Description:
@@ -73,12 +77,14 @@ def describe(optimizer: LDAdamW) -> Description:
         weight  32x64  left  8      13,316       both sides exceed the rank
         bias    32     -     dense  260          not a matrix
         total 13,576 bytes: step 8, exp_avg 2,176, exp_avg_sq 2,176, basis 1,024, error_buffer 8,192
+        backend batched: Triton's kernels need CUDA and the triton package; parameters are on cpu
     """
-    rows = []
+    rows, backends = [], []
     for index, group in enumerate(optimizer.param_groups):
         hyper = resolve(group, index)
         for position, param in enumerate(group["params"]):
             layout = layout_of(param, hyper)
+            backends.append(explain(hyper.backend, param.device))
             name = param_name(group, index, position)
             rows.append(
                 ParamDescription(
@@ -90,7 +96,7 @@ def describe(optimizer: LDAdamW) -> Description:
                     state_bytes=planned_bytes(param, layout, hyper),
                 )
             )
-    return Description(rows)
+    return Description(rows, sorted(set(backends)))
 
 
 def _reason(name: str, param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> str:

@@ -12,7 +12,7 @@ from ldadam.error_buffer import ERROR_DTYPES, error_dtype_name
 from ldadam.layout import PROJ_TYPES
 from ldadam.subspace import PROJ_METHODS
 
-BACKENDS = ("auto", "eager", "batched", "triton")
+BACKENDS = ("auto", "eager", "batched", "compiled", "triton")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Left and right are known to this module alone. Everything after it sees (..., m,
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class MatrixLayout:
         }
 
 
+@lru_cache(maxsize=4096)
 def matrix_layout(
     shape: torch.Size | tuple[int, ...], *, rank: int | float | None, proj_type: str
 ) -> MatrixLayout | None:

@@ -134,9 +134,9 @@ class LDAdamW(Optimizer):
         for index, group in enumerate(self.param_groups):
             hyper = resolve(group, index)
             updates = [update for update in self._updates(group, index, hyper) if not _is_priming(update)]
-            for update in updates:
-                update.state["step"].add_(1)
-            backends.step_(updates, backend=hyper.backend)
+            if updates:
+                torch._foreach_add_([update.state["step"] for update in updates], 1)  # pyright: ignore[reportPrivateImportUsage]
+                backends.step_(updates, backend=hyper.backend)
         return loss
 
     def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> Iterable[ParamUpdate]:
@@ -154,7 +154,7 @@ class LDAdamW(Optimizer):
             else:
                 follow_changes_(state, param, layout, hyper, name=param_name(group, index, position))
             counter = state["step"]
-            if counter.device.type == "cpu":
+            if counter.device.type == "cpu" and not hyper.capturable:
                 step = counter.item() + 1
                 yield ParamUpdate(param, param.grad, state, step, hyper, layout, is_first=step == 1)
             else:

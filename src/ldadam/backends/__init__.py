@@ -8,7 +8,7 @@ import torch
 
 from ldadam.backends.update import ParamUpdate
 
-_MODULES = {name: f"ldadam.backends.{name}" for name in ("eager", "batched", "triton")}
+_MODULES = {name: f"ldadam.backends.{name}" for name in ("eager", "batched", "compiled", "triton")}
 
 
 def step_(updates: Sequence[ParamUpdate], *, backend: str) -> None:
@@ -30,3 +30,12 @@ def _by_backend(updates: Sequence[ParamUpdate], backend: str) -> dict[str, list[
 def pick(device: torch.device) -> str:
     """What "auto" is on a device: Triton's kernels on CUDA where Triton is installed, else torch's."""
     return "triton" if device.type == "cuda" and find_spec("triton") is not None else "batched"
+
+
+def explain(backend: str, device: torch.device) -> str:
+    """Which backend runs on a device, and why, in one line."""
+    if backend != "auto":
+        return f"{backend}: as its group says"
+    if pick(device) == "triton":
+        return "triton: CUDA, and Triton is installed; ranks above 64 and odd layouts run batched"
+    return f"batched: Triton's kernels need CUDA and the triton package; parameters are on {device.type}"

@@ -12,15 +12,17 @@ from ldadam.backends.six_products import advance_, step_chunk_
 from ldadam.backends.update import ParamUpdate
 from ldadam.subspace import first_basis, range_finder
 
-# Bytes of gradient stepped together: enough to amortise small operations, little enough for scratch and caches.
-CHUNK_BYTES = 32 * 2**20
+# Bytes of scratch, m x r and r x n, for the matrices stepped together: enough to amortise small operations.
+# CPUs gain nothing beyond their caches, GPUs want many matrices at a time.
+SCRATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
     eager.step_([update for update in updates if needs_page(update)])
     fast = [update for update in updates if not needs_page(update)]
-    for chunk in chunks(fast, max_bytes=CHUNK_BYTES):
+    device = updates[0].param.device.type if updates else "cpu"
+    for chunk in chunks(fast, max_scratch=SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])):
         step_chunk_(chunk, TorchProducts())
 
 
@@ -31,7 +33,7 @@ def dense_step_(updates: Sequence[ParamUpdate]) -> None:
     for dtype in {update.param.dtype for update in fused}:
         same = [update for update in fused if update.param.dtype == dtype]
         hyper = same[0].hyper
-        torch._fused_adamw_(
+        torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
             [update.param for update in same],
             [update.grad.to(dtype) for update in same],
             [update.state["exp_avg"] for update in same],
@@ -71,7 +73,11 @@ def needs_page(update: ParamUpdate) -> bool:
 
 
 class TorchProducts:
-    """The large products, one matrix at a time; each is big enough to fill the machine."""
+    """The large products, one matrix at a time; each is big enough to fill the machine.
+
+    On CUDA, A stays in the storage of a 16-bit error buffer, and the other factor is rounded to its dtype: products of
+    16-bit inputs, accumulated in float32.
+    """
 
     def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
         """A = G + E for each matrix, in the storage of E where that has the dtype, and U'A (B, r, n)."""
@@ -80,16 +86,18 @@ class TorchProducts:
 
     def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
+        factor = basis.to(corrected[0].dtype)
         rows = basis.new_empty(len(corrected), basis.shape[-1], corrected[0].shape[-1])
         for index, matrix in enumerate(corrected):
-            torch.mm(basis[index].mT, matrix, out=rows[index])
+            _product(factor[index].mT, matrix, out=rows[index])
         return rows
 
     def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
+        factor = rows.to(corrected[0].dtype)
         columns = rows.new_empty(len(corrected), corrected[0].shape[0], rows.shape[-2])
         for index, matrix in enumerate(corrected):
-            torch.mm(matrix, rows[index].mT, out=columns[index])
+            _product(matrix, factor[index].mT, out=columns[index])
         return columns
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
@@ -102,19 +110,27 @@ class TorchProducts:
 
     def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
         """E = A - left right and W = (1 - lr wd) W - U descent, in place."""
-        basis = left[..., : descent.shape[-2]]
+        dtype = corrected[0].dtype
+        left, right, descent = left.to(dtype), right.to(dtype), descent.to(dtype)
         decay = chunk.hyper.lr * chunk.hyper.weight_decay
         for index, matrix in enumerate(chunk.matrices):
             if matrix.error is not None:
                 corrected[index].addmm_(left[index], right[index], alpha=-1)
                 if corrected[index].data_ptr() != matrix.error.data_ptr():
                     matrix.error.copy_(corrected[index])
-            weight = matrix.param.to(chunk.dtype)
+            weight = matrix.param.to(dtype)
             if chunk.hyper.weight_decay:
                 weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
-            weight.addmm_(basis[index], descent[index], alpha=-1)
+            weight.addmm_(left[index][:, : descent.shape[-2]], descent[index], alpha=-1)
             if weight.dtype != matrix.param.dtype:
                 matrix.param.copy_(weight)
+
+
+def _product(first: Tensor, second: Tensor, *, out: Tensor) -> None:
+    if first.dtype == out.dtype:
+        torch.mm(first, second, out=out)
+    else:
+        torch.mm(first, second, out_dtype=out.dtype, out=out)
 
 
 def _corrected(matrix: Matrix, chunk: Chunk) -> Tensor:
@@ -122,6 +138,13 @@ def _corrected(matrix: Matrix, chunk: Chunk) -> Tensor:
     sign = -1 if chunk.hyper.maximize else 1
     if matrix.error is None:
         return sign * grad.to(chunk.dtype)
-    if matrix.error.dtype == chunk.dtype:
+    if matrix.error.dtype in (chunk.dtype, _product_dtype(matrix)):
         return matrix.error.add_(grad, alpha=sign)
     return matrix.error.to(chunk.dtype).add_(grad, alpha=sign)
+
+
+def _product_dtype(matrix: Matrix) -> torch.dtype | None:
+    """The 16-bit dtype in which A may stay: weights and buffer share it, on a device that multiplies it natively."""
+    error = matrix.error
+    is_native = error is not None and error.is_cuda and error.dtype == matrix.param.dtype == matrix.grad.dtype
+    return error.dtype if error is not None and is_native and error.element_size() == 2 else None

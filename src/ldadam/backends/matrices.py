@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -27,15 +26,15 @@ class Matrix(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What matrices must have in common to be stepped together; the strings make it sortable."""
+    """What matrices must have in common to be stepped together."""
 
     m: int
     n: int
     rank: int
-    dtypes: str
-    strides: str
-    device: str
-    step: float  # -1 where the device keeps it
+    dtypes: tuple[torch.dtype, ...]
+    strides: tuple[tuple[int, ...], ...]
+    device: torch.device
+    step: float | None  # None where the device keeps it
     is_first: bool
     moves_subspace: bool
 
@@ -70,23 +69,26 @@ class Chunk:
         old = [getattr(matrix, name) for matrix in self.matrices]
         if (accept := self.accept) is not None:
             values = torch.where(accept, values, torch.stack(old))
-        torch._foreach_copy_(old, list(values.unbind()))
+        torch._foreach_copy_(old, list(values.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def chunks(updates: Sequence[ParamUpdate], *, max_bytes: int) -> Iterator[Chunk]:
-    """The matrices of all updates of a group in chunks of one kind each, of about `max_bytes` of gradient."""
-    pairs = [(matrix, kind, update) for update in updates for matrix, kind in _matrices(update)]
-    for kind, same in groupby(sorted(pairs, key=lambda pair: pair[1]), key=lambda pair: pair[1]):
-        members = list(same)
-        size = max(1, max_bytes // (kind.m * kind.n * members[0][0].grad.element_size()))
+def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int) -> Iterator[Chunk]:
+    """The matrices of all updates of a group in chunks of one kind each, of about `max_scratch` bytes of scratch."""
+    by_kind: dict[Kind, list[tuple[Matrix, ParamUpdate]]] = {}
+    for update in updates:
+        for matrix, kind in _matrices(update):
+            by_kind.setdefault(kind, []).append((matrix, update))
+    for kind, members in by_kind.items():
+        size = max(1, max_scratch // scratch_bytes(kind))
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            yield Chunk(
-                [matrix for matrix, _, _ in part],
-                kind,
-                part[0][2].hyper,
-                common_step([update for _, _, update in part]),
-            )
+            step = common_step([update for _, update in part])
+            yield Chunk([matrix for matrix, _ in part], kind, part[0][1].hyper, step)
+
+
+def scratch_bytes(kind: Kind) -> int:
+    """Bytes of stacked scratch for one matrix: about six (r, n) and six (m, r) tensors of four bytes."""
+    return 24 * kind.rank * (kind.m + kind.n)
 
 
 def common_step(updates: Sequence[ParamUpdate]) -> float | Tensor:
@@ -121,13 +123,15 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
 
 def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
     big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error) if tensor is not None]
+    m, n = matrix.param.shape
     return Kind(
-        *matrix.param.shape,
+        m=m,
+        n=n,
         rank=rank,
-        dtypes=str([tensor.dtype for tensor in big]),
-        strides=str([tensor.stride() for tensor in big]),
-        device=str(matrix.param.device),
-        step=-1.0 if isinstance(update.step, Tensor) else update.step,
+        dtypes=tuple(tensor.dtype for tensor in big),
+        strides=tuple(tensor.stride() for tensor in big),
+        device=matrix.param.device,
+        step=None if isinstance(update.step, Tensor) else update.step,
         is_first=update.is_first,
         moves_subspace=update.moves_subspace,
     )

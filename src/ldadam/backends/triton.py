@@ -1,8 +1,11 @@
-"""Six products with Triton kernels: every pass over the matrices of a chunk is one launch, without host synchronisation.
+"""Six products with Triton kernels: each pass over the matrices of a chunk is one launch; no host synchronisation.
 
 Source of the grouping by tables of addresses: Triton's grouped GEMM tutorial,
 https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 """
+
+# A kernel's constants are passed as what they hold.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,15 +19,16 @@ from ldadam.algorithm import LowRankState
 from ldadam.backends import batched
 from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
-from ldadam.backends.six_products import advance_, step_chunk_
+from ldadam.backends.six_products import step_chunk_
+from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
 
-# Bytes of gradient stepped together: enough for a few thousand programs, little enough for the stacked r x n scratch.
-CHUNK_BYTES = 512 * 2**20
+# Bytes of scratch, m x r and r x n, for the matrices stepped together: enough of them for a few thousand programs.
+SCRATCH_BYTES = 512 * 2**20
 
-# Up to this rank a program holds all r rows of its tile in registers.
-MAX_RANK = 128
+# Up to this rank a program holds all r rows of its tile in registers, and beats cuBLAS.
+MAX_RANK = 64
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -32,7 +36,7 @@ _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
     batched.step_([update for update in updates if not suits(update)])
-    for chunk in chunks([update for update in updates if suits(update)], max_bytes=CHUNK_BYTES):
+    for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
         step_chunk_(chunk, TritonProducts(chunk))
 
 
@@ -45,6 +49,7 @@ def suits(update: ParamUpdate) -> bool:
         not batched.needs_page(update)
         and error is not None
         and layout.rank <= MAX_RANK
+        and layout.m * layout.n < 2**31
         and all(tensor.dtype in _TRITON_DTYPES for tensor in tensors)
         and update.param.stride() == update.grad.stride() == error.stride()
         and _stay_aligned(update)
@@ -113,6 +118,7 @@ class TritonProducts:
         self.strides = first.param.stride()
         self.padded_rank = max(16, triton.next_power_of_2(self.rank))
         self.error_dtype = _TRITON_DTYPES[first.error.dtype]
+        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, first.error.element_size())
         self.errors = self._addresses(chunk, "error")
         both = {first.error.dtype, first.param.dtype}
         self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
@@ -134,7 +140,7 @@ class TritonProducts:
 
     def _project(self, basis: Tensor, grads: Tensor, *, grad_dtype: tl.dtype, sign: float, add: bool) -> Tensor:
         rows = basis.new_empty(self.count, self.rank, self.n)
-        config = project_config(self.padded_rank, self.strides, self.error_dtype)
+        config = self.tiles.project(adds=add)
         kernels.project_kernel[(triton.cdiv(self.n, config["BLOCK_N"]), self.count)](
             grads, self.errors, basis, rows, self.scalars.accepts, self.m, self.n, self.rank, *self.strides, sign,
             GRAD=grad_dtype, ERROR=self.error_dtype, ADD=add, MASKED=self.scalars.masked, R=self.padded_rank, **config,
@@ -145,7 +151,7 @@ class TritonProducts:
         """A Y (B, m, r) from Y' (B, r, n)."""
         rows = rows.contiguous()
         columns = rows.new_empty(self.count, self.m, self.rank)
-        config = lift_config(self.padded_rank, self.strides, self.error_dtype)
+        config = self.tiles.lift()
         kernels.lift_kernel[(triton.cdiv(self.m, config["BLOCK_M"]), self.count)](
             self.errors, rows, columns, self.m, self.n, self.rank, *self.strides,
             ERROR=self.error_dtype, R=self.padded_rank, **config,
@@ -154,8 +160,6 @@ class TritonProducts:
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """left right' (B, r, r) for (B, r, l) tensors of any strides over one matrix."""
-        if self.rank > 64:
-            return left @ right.mT
         products = left.new_empty(self.count, self.rank, self.rank)
         kernels.inner_kernel[(self.count,)](
             left, right, products, left.shape[-1], self.rank, *left.stride()[1:], *right.stride()[1:],
@@ -165,8 +169,6 @@ class TritonProducts:
 
     def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
         """m and v in place, and the factors that E and W are updated from, in one kernel."""
-        if self.rank > 64:
-            return advance_(chunk, prev, basis, low_rank_grad)
         moves, hyper = chunk.kind.moves_subspace, chunk.hyper
         change = self.inner(basis.mT, prev.basis.mT)  # Q
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
@@ -185,7 +187,7 @@ class TritonProducts:
         """E = A - left right and W = (1 - lr wd) W - U descent, in one pass over both."""
         weight = chunk.matrices[0].param
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
-        config = finish_config(self.padded_rank, self.strides, self.factor_dtype)
+        config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
         tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
         kernels.finish_kernel[(tiles, self.count)](
             self.errors, self._addresses(chunk, "param"), left, right, descent, self.scalars.decays,
@@ -193,25 +195,6 @@ class TritonProducts:
             ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
             PRECISION="tf32x3", **config,
         )  # fmt: skip
-
-
-def project_config(padded_rank: int, strides: tuple[int, ...], dtype: tl.dtype) -> dict[str, int]:
-    """Tile sides and pipeline of `project_kernel`: the wider side along the contiguous dimension."""
-    wide, narrow = (128, 32) if padded_rank <= 64 else (64, 32)
-    sides = (narrow, wide) if strides[1] == 1 else (wide, 64)
-    return {"BLOCK_M": sides[0], "BLOCK_N": sides[1], "num_stages": 2 if dtype == tl.float32 else 3, "num_warps": 4}
-
-
-def lift_config(padded_rank: int, strides: tuple[int, ...], dtype: tl.dtype) -> dict[str, int]:
-    """Tile sides and pipeline of `lift_kernel`."""
-    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_stages": 2 if dtype == tl.float32 else 3, "num_warps": 4}
-
-
-def finish_config(padded_rank: int, strides: tuple[int, ...], dtype: torch.dtype) -> dict[str, int]:
-    """Tile sides and pipeline of `finish_kernel`."""
-    sides = (64, 128) if strides[1] == 1 else (128, 64)
-    depth = min(32 if dtype == torch.float32 else 64, padded_rank)
-    return {"BLOCK_M": sides[0], "BLOCK_N": sides[1], "BLOCK_K": depth, "num_stages": 2, "num_warps": 4}
 
 
 class Scalars:

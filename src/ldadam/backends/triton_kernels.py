@@ -7,7 +7,7 @@ with float32 E, `tf32x3` keeps float32's accuracy throughout.
 """
 
 # The signatures are Triton's: untyped, with constants in capitals.
-# pyright: reportMissingImports=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
@@ -49,7 +49,7 @@ def project_kernel(
     for start in range(0, m, BLOCK_M):
         lines = start + tl.arange(0, BLOCK_M)
         inside = (lines[:, None] < m) & (cols[None, :] < n)
-        at = lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
+        at = lines[:, None] * stride_m + cols[None, :] * stride_n
         tile = tl.load(error + at, mask=inside, other=0.0)
         if ADD:
             added = tl.load(grad + at, mask=(lines[:, None] < grad_lines) & inside, other=0.0).to(
@@ -62,7 +62,7 @@ def project_kernel(
         )
         accumulator = accurate_dot(factor, tile, accumulator)
     kept = (ranks[:, None] < r) & (cols[None, :] < n)
-    tl.store(rows + index * r * n + ranks[:, None].to(tl.int64) * n + cols[None, :], accumulator, mask=kept)
+    tl.store(rows + index * r * n + ranks[:, None] * n + cols[None, :], accumulator, mask=kept)
 
 
 @triton.jit
@@ -79,14 +79,14 @@ def lift_kernel(
     accumulator = tl.zeros((R, BLOCK_M), dtype=tl.float32)
     for start in range(0, n, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
-        at = lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
+        at = lines[:, None] * stride_m + cols[None, :] * stride_n
         tile = tl.load(error + at, mask=(lines[:, None] < m) & (cols[None, :] < n), other=0.0)
         factor = tl.load(
             rows + ranks[:, None] * n + cols[None, :], mask=(ranks[:, None] < r) & (cols[None, :] < n), other=0.0
         )
         accumulator = accurate_dot(factor, tl.trans(tile), accumulator)
     kept = (ranks[:, None] < r) & (lines[None, :] < m)
-    tl.store(columns + index * m * r + lines[None, :].to(tl.int64) * r + ranks[:, None], accumulator, mask=kept)
+    tl.store(columns + index * m * r + lines[None, :] * r + ranks[:, None], accumulator, mask=kept)
 
 
 @triton.jit
@@ -101,11 +101,9 @@ def finish_kernel(
     lines = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (lines[:, None] < m) & (cols[None, :] < n)
-    error_at = matrix_pointer(errors, index, ERROR) + (
-        lines[:, None].to(tl.int64) * stride_m + cols[None, :].to(tl.int64) * stride_n
-    )
+    error_at = matrix_pointer(errors, index, ERROR) + (lines[:, None] * stride_m + cols[None, :] * stride_n)
     weight_at = matrix_pointer(weights, index, WEIGHT) + (
-        lines[:, None].to(tl.int64) * weight_stride_m + cols[None, :].to(tl.int64) * weight_stride_n
+        lines[:, None] * weight_stride_m + cols[None, :] * weight_stride_n
     )
     error = tl.load(error_at, mask=inside, other=0.0)
     weight = tl.load(weight_at, mask=inside, other=0.0)
@@ -165,7 +163,7 @@ def moments_kernel(
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, R)
     inside = (ranks[:, None] < r) & (cols[None, :] < n)
-    at = ranks[:, None].to(tl.int64) * n + cols[None, :]
+    at = ranks[:, None] * n + cols[None, :]
     exp_avg_at = matrix_pointer(exp_avgs, index, tl.float32) + at
     exp_avg_sq_at = matrix_pointer(exp_avg_sqs, index, tl.float32) + at
     grad = tl.load(low_rank_grad + index * r * n + at, mask=inside, other=0.0)

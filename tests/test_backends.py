@@ -1,0 +1,271 @@
+"""Every backend equals the page: from one state, one step; then many. And what a fast step must not do."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from builders import assert_same_state, copies, distance, grads_of, mixed_params, parameter, quiet, run, take_step
+from ldadam import LDAdamW, describe, subspace
+from ldadam.layout import matrix_layout
+from tolerances import TOLERANCES
+
+pytest.importorskip("triton")
+HAS_CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_CUDA else "cpu"
+
+# Wide, tall, square, odd; a stack of experts; a convolution; vectors of two sizes.
+SHAPES = [(40, 64), (64, 40), (40, 64), (48, 48), (63, 100), (3, 20, 32), (8, 4, 3, 3), (5,), (40,)]
+OPTIONS = {
+    "defaults": {},
+    "weight decay": {"weight_decay": 0.1},
+    "no error feedback": {"error_feedback": False},
+    "kept subspace": {"update_interval": 3},
+    "maximize": {"maximize": True},
+    "tensor lr": {"lr": torch.tensor(1e-2)},
+    "float32 buffer": {"error_dtype": "float32"},
+    "svd": {"proj_method": "svd"},
+    "capturable": {"capturable": True},
+    "skip_nonfinite": {"skip_nonfinite": True, "weight_decay": 0.1},
+}
+# Triton's interpreter multiplies bfloat16 numbers as if they were integers, so that float16 stands in for it on CPUs.
+CASES = [
+    *(("batched", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)),
+    *(("triton", dtype) for dtype in (torch.float32, torch.bfloat16 if HAS_CUDA else torch.float16)),
+]
+
+
+def params_of(dtype: torch.dtype, shapes=SHAPES) -> list[torch.nn.Parameter]:
+    made = [parameter(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
+    return [torch.nn.Parameter(param.detach().to(DEVICE)) for param in made]
+
+
+def assert_close(fast: LDAdamW, page: LDAdamW, *, tolerance: float) -> None:
+    """Weights and state, each relative to its norm; a basis is unique up to signs, so what it spans is compared."""
+    pairs = zip(_all_params(fast), _all_params(page), strict=True)
+    for index, (param, expected) in enumerate(pairs):
+        assert distance(param, expected) <= tolerance, f"parameter {index}"
+        state, reference = fast.state[param], page.state[expected]
+        assert state.keys() == reference.keys()
+        for key in state.keys() & {"step", "num_skipped"}:
+            assert state[key].item() == reference[key].item()
+        for key in state.keys() & {"error_buffer", "exp_avg_sq"}:
+            assert distance(state[key], reference[key]) <= tolerance, f"{key} of parameter {index}"
+        if "basis" in state:
+            momentum = state["basis"] @ state["exp_avg"]
+            assert distance(momentum, reference["basis"] @ reference["exp_avg"]) <= tolerance, f"parameter {index}"
+
+
+def _all_params(optimizer: LDAdamW) -> list[torch.Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def tolerance_of(dtype: torch.dtype, *, num_steps: int) -> float:
+    return TOLERANCES[f"backend, {str(dtype).removeprefix('torch.')}, {'one step' if num_steps == 1 else 'many steps'}"]
+
+
+def pair(backend: str, dtype: torch.dtype, options: dict, shapes=SHAPES) -> tuple[LDAdamW, LDAdamW]:
+    options = {"lr": 1e-2, "rank": 4, **options}
+    page = quiet(params_of(dtype, shapes), backend="eager", **options)
+    return quiet(params_of(dtype, shapes), backend=backend, **options), page
+
+
+def step_both(fast: LDAdamW, page: LDAdamW, steps, *, bad=()) -> None:
+    for number, grads in enumerate(steps):
+        grads = [grad.to(DEVICE) for grad in grads]
+        if number in bad:
+            grads[1].view(-1)[7] = grads[5].view(-1)[0] = float("nan")
+        take_step(fast, _all_params(fast), grads)
+        take_step(page, _all_params(page), grads)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("backend", "dtype"), CASES)
+def test_one_step_from_the_same_state_equals_the_page(backend, dtype, options):
+    fast, page = pair(backend, dtype, OPTIONS[options])
+    steps = grads_of(params_of(dtype), 4)
+    for grads in steps[:3]:
+        take_step(page, _all_params(page), [grad.to(DEVICE) for grad in grads])
+    for param, other in zip(_all_params(fast), _all_params(page), strict=True):
+        param.data.copy_(other)
+    fast.load_state_dict(page.state_dict())
+    for group in fast.param_groups:
+        group["backend"] = backend
+    step_both(fast, page, steps[3:])
+    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_many_batched_steps_equal_the_page(dtype, options):
+    fast, page = pair("batched", dtype, OPTIONS[options])
+    step_both(fast, page, grads_of(params_of(dtype), 12), bad=(3, 4) if options == "skip_nonfinite" else ())
+    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=12))
+
+
+@pytest.mark.parametrize("options", ["weight decay", "skip_nonfinite", "kept subspace"])
+def test_many_triton_steps_equal_the_page(options):
+    fast, page = pair("triton", torch.float32, OPTIONS[options])
+    step_both(fast, page, grads_of(params_of(torch.float32), 5), bad=(3,) if options == "skip_nonfinite" else ())
+    assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=5))
+
+
+@pytest.mark.parametrize("rank", [1, 5, 16, 33])
+@pytest.mark.parametrize("backend", ["batched", "triton"])
+def test_every_rank_equals_the_page(backend, rank):
+    shapes = [(64, 96), (96, 64), (35, 70)]
+    fast, page = pair(backend, torch.float32, {"rank": rank}, shapes)
+    step_both(fast, page, grads_of(params_of(torch.float32, shapes), 3))
+    assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=3))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), CASES)
+def test_the_range_finder_s_first_step_equals_the_page(backend, dtype, monkeypatch):
+    monkeypatch.setattr(subspace, "SVD_MAX_SIDE", 8)
+    fast, page = pair(backend, dtype, {})
+    step_both(fast, page, grads_of(params_of(dtype), 1))
+    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
+
+
+@pytest.mark.parametrize("backend", ["batched", "triton"])
+def test_late_gradients_and_a_zero_gradient_equal_the_page(backend):
+    fast, page = pair(backend, torch.float32, {})
+    for number, grads in enumerate(grads_of(params_of(torch.float32), 5)):
+        some = [None if number < index % 3 else grad.to(DEVICE) for index, grad in enumerate(grads)]
+        some[0] = torch.zeros_like(grads[0]).to(DEVICE) if number == 2 else some[0]
+        take_step(fast, _all_params(fast), some)
+        take_step(page, _all_params(page), some)
+    assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_steps_equal_the_page_and_a_schedule_does_not_recompile(dtype):
+    shapes = [(40, 64), (64, 40), (3, 20, 32), (5,)]
+    fast, page = pair("compiled", dtype, {"weight_decay": 0.1}, shapes)
+    steps = grads_of(params_of(dtype, shapes), 6)
+    step_both(fast, page, steps[:2])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number, grads in enumerate(steps[2:]):
+            for optimizer in (fast, page):
+                optimizer.param_groups[0] |= {"lr": 1e-2 / (1 + number), "betas": (0.9, 0.95)}
+            step_both(fast, page, [grads])
+    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=6))
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what would make the host wait for a device: values read, and shapes that depend on values."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(func.__name__.startswith(f"{name}.") for name in self.NAMES):
+            self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{"capturable": True}, {"skip_nonfinite": True, "capturable": True}])
+@pytest.mark.parametrize("backend", ["eager", "batched"])
+def test_no_value_is_read_by_the_host_in_steady_state(backend, options):
+    params = params_of(torch.float32)
+    optimizer = quiet(params, rank=4, backend=backend, **options)
+    steps = [[grad.to(DEVICE) for grad in grads] for grads in grads_of(params, 3)]
+    run(optimizer, params, steps[:2])
+    for param, grad in zip(params, steps[2], strict=True):
+        param.grad = grad
+    with Synchronisations() as counted:
+        optimizer.step()
+    assert counted.seen == []
+
+
+def test_the_count_of_synchronisations_can_count():
+    with Synchronisations() as counted:
+        torch.ones(()).item()
+    assert counted.seen == ["_local_scalar_dense.default"]
+
+
+@pytest.mark.parametrize("columns", ["random", "huge", "tiny", "ill-conditioned", "dependent", "some zero", "one row"])
+def test_cholesky_qr_is_orthonormal_for(columns):
+    x = {
+        "random": torch.randn(200, 24),
+        "huge": 1e30 * torch.randn(200, 24),
+        "tiny": 1e-30 * torch.randn(200, 24),
+        "ill-conditioned": torch.randn(200, 24) @ torch.diag(torch.logspace(0, -8, 24)) @ torch.randn(24, 24),
+        "dependent": torch.randn(200, 5) @ torch.randn(5, 24),
+        "some zero": torch.randn(200, 24) * (torch.arange(24) % 2),
+        "one row": torch.eye(200)[:, :1] @ torch.ones(1, 24),
+    }[columns]
+    basis = subspace.cholesky_qr(x, fallback=subspace.random_basis(200, 24))
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(24), rtol=0, atol=TOLERANCES["float32 orthonormal"])
+
+
+def test_cholesky_qr_equals_qr_up_to_signs():
+    x = torch.randn(5, 200, 24, generator=torch.Generator().manual_seed(0))
+    fallback = subspace.random_basis(200, 24).expand_as(x)
+    basis = subspace.cholesky_qr(x, fallback=fallback)
+    reference = subspace.orthonormalize(x, fallback=fallback)
+    signs = (basis * reference).sum(-2, keepdim=True).sign()
+    torch.testing.assert_close(basis * signs, reference, rtol=0, atol=TOLERANCES["float32 step"])
+
+
+def test_cholesky_qr_of_zero_keeps_the_basis():
+    fallback = subspace.random_basis(30, 4)
+    torch.testing.assert_close(subspace.cholesky_qr(torch.zeros(30, 4), fallback=fallback), fallback, rtol=0, atol=0)
+
+
+def test_auto_is_what_describe_says():
+    params = mixed_params()
+    named = LDAdamW(params, rank=2)
+    chosen = LDAdamW(copies(params), rank=2, backend="batched")
+    steps = grads_of(params, 3)
+    run(named, params, steps)
+    run(chosen, _all_params(chosen), steps)
+    chosen.param_groups[0]["backend"] = "auto"
+    assert_same_state(named, chosen)
+    assert "backend batched: " in str(describe(named))
+
+
+def test_an_empty_stack_has_no_layout():
+    assert matrix_layout((0, 8, 8), rank=2, proj_type="std") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_step_equals_an_uncaptured_one(dtype):
+    fast, plain = (quiet(params_of(dtype), rank=4, lr=torch.tensor(1e-2, device="cuda"), capturable=True) for _ in "ab")
+    steps = [[grad.cuda() for grad in grads] for grads in grads_of(params_of(dtype), 6)]
+    run(plain, _all_params(plain), steps)
+    params = _all_params(fast)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(fast, params, steps[:3])
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fast.step()
+    for grads in steps[3:]:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad.copy_(grad)
+        graph.replay()
+    assert_close(fast, plain, tolerance=0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA")
+def test_cuda_does_not_synchronise_in_steady_state():
+    params = params_of(torch.bfloat16)
+    optimizer = quiet(params, rank=4)
+    steps = [[grad.cuda() for grad in grads] for grads in grads_of(params, 4)]
+    run(optimizer, params, steps[:3])
+    for param, grad in zip(params, steps[3], strict=True):
+        param.grad = grad
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
