@@ -58,4 +58,4 @@ def test_the_table_has_a_line_for_each_parameter_and_one_of_totals():
     lines = str(description).splitlines()
     assert lines[0].split() == ["name", "shape", "side", "rank", "state", "bytes", "why"]
     assert len(lines) == 1 + len(params) + 2
-    assert lines[-1].startswith(f"total {sum(description.state_bytes.values()):,} bytes: step 20, exp_avg")
+    assert lines[-2].startswith(f"total {sum(description.state_bytes.values()):,} bytes: step 20, exp_avg")
