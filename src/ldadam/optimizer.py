@@ -14,7 +14,7 @@ from ldadam.distributed import refuse_unsupported
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
 from ldadam.layout import MatrixLayout, matrix_layout
 from ldadam.param_groups import split_named_group, warn_about_dense_matrices
-from ldadam.state import check_group_sizes, check_state, create_state, follow_changes_
+from ldadam.state import check_group_sizes, check_state, count_steps_, create_state, follow_changes_, is_known_to_host
 
 DEFAULTS = Hyperparameters()
 DEFAULT_VALUES = {name: getattr(DEFAULTS, name) for name in NAMES}
@@ -133,33 +133,38 @@ class LDAdamW(Optimizer):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             hyper = resolve(group, index)
-            updates = [update for update in self._updates(group, index, hyper) if not _is_priming(update)]
-            if updates:
-                torch._foreach_add_([update.state["step"] for update in updates], 1)  # pyright: ignore[reportPrivateImportUsage]
-                backends.step_(updates, backend=hyper.backend)
+            stepped = [
+                found for found in self._with_gradient(group, index, hyper) if not _is_priming(*found, hyper=hyper)
+            ]
+            steps = count_steps_([state["step"] for _, _, state, _ in stepped], capturable=hyper.capturable)
+            updates = [
+                ParamUpdate(
+                    param, param.grad, state, step, hyper, layout_of(param, hyper), is_first=is_new or _is_one(step)
+                )
+                for (param, grad, state, is_new), step in zip(stepped, steps, strict=True)
+            ]
+            backends.step_(updates, backend=hyper.backend)
         return loss
 
-    def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> Iterable[ParamUpdate]:
-        """What there is to do for each parameter of the group that has a gradient; creates missing state."""
+    def _with_gradient(
+        self, group: dict[str, Any], index: int, hyper: Hyperparameters
+    ) -> Iterable[tuple[Tensor, Tensor, dict[str, Tensor], bool]]:
+        """Each parameter of the group that has a gradient, that, its state, and whether it was created just now."""
         for position, param in enumerate(group["params"]):
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
-            _check_gradient(param, name=param_name(group, index, position))
+            name = param_name(group, index, position)
+            _check_gradient(param, name=name)
             layout = layout_of(param, hyper)
             state = self.state[param]
             is_new = not state
             if is_new:
-                refuse_unsupported(param, name=param_name(group, index, position))
+                refuse_unsupported(param, name=name)
                 state.update(create_state(param, layout, hyper))
             else:
-                follow_changes_(state, param, layout, hyper, name=param_name(group, index, position))
-            counter = state["step"]
-            if counter.device.type == "cpu" and not hyper.capturable:
-                step = counter.item() + 1
-                yield ParamUpdate(param, param.grad, state, step, hyper, layout, is_first=step == 1)
-            else:
-                step = counter.to(torch.float64) + 1
-                yield ParamUpdate(param, param.grad, state, step, hyper, layout, is_first=is_new)
+                follow_changes_(state, param, layout, hyper, name=name)
+            yield param, grad, state, is_new
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; tensors keep the dtypes they were saved with.
@@ -235,16 +240,22 @@ def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
     return key != "step" or hyper.device_step
 
 
-def _is_priming(update: ParamUpdate) -> bool:
+def _is_priming(param: Tensor, grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: Hyperparameters) -> bool:
     """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
 
     `torch.distributed.checkpoint` creates the state of a fresh optimizer that way. A step counted here would shift
     the bias correction of the whole run.
     """
-    lr = update.hyper.lr
-    if not update.is_first or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+    lr = hyper.lr
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return False
-    return float(lr) == 0 and not update.grad.any()
+    is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
+    return is_first and float(lr) == 0 and not grad.any()
+
+
+def _is_one(step: float | Tensor) -> bool:
+    """Whether the host knows this to be a first step; it does not look at a count that the device keeps."""
+    return not isinstance(step, Tensor) and step == 1
 
 
 def _check_gradient(param: Tensor, *, name: str) -> None:

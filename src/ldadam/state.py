@@ -37,6 +37,23 @@ def _counters(param: Tensor, hyper: Hyperparameters) -> dict[str, Tensor]:
     return {name: torch.zeros((), dtype=torch.float32, device=device) for name in names}
 
 
+def is_known_to_host(counter: Tensor, *, capturable: bool) -> bool:
+    """Whether `step` may be read: it is on the CPU, and no CUDA graph would replay what was read once."""
+    return counter.device.type == "cpu" and not capturable
+
+
+def count_steps_(counters: list[Tensor], *, capturable: bool) -> list[float] | list[Tensor]:
+    """Add one to each `step`; the new counts, as numbers, or as 0-d float64 tensors where the host must not wait."""
+    if not counters:
+        return []
+    torch._foreach_add_(counters, 1)  # pyright: ignore[reportPrivateImportUsage]
+    if all(is_known_to_host(counter, capturable=capturable) for counter in counters):
+        return [counter.item() for counter in counters]
+    if len({counter.device for counter in counters}) > 1:
+        return [counter.double() for counter in counters]
+    return list(torch.stack(counters).double().unbind())
+
+
 def planned_bytes(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> dict[str, int]:
     """Bytes of each state tensor that `create_state` makes, without making it."""
     item = math_dtype(param.dtype).itemsize

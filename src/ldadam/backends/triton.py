@@ -160,12 +160,14 @@ class TritonProducts:
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """left right' (B, r, r) for (B, r, l) tensors of any strides over one matrix."""
-        products = left.new_empty(self.count, self.rank, self.rank)
-        kernels.inner_kernel[(self.count,)](
-            left, right, products, left.shape[-1], self.rank, *left.stride()[1:], *right.stride()[1:],
+        length, part = left.shape[-1], 1024
+        parts = triton.cdiv(length, part)
+        products = left.new_empty(self.count, parts, self.rank, self.rank)
+        kernels.inner_kernel[(parts, self.count)](
+            left, right, products, length, part, self.rank, *left.stride()[1:], *right.stride()[1:],
             R=self.padded_rank, BLOCK=64,
         )  # fmt: skip
-        return products
+        return products.sum(1)
 
     def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
         """m and v in place, and the factors that E and W are updated from, in one kernel."""

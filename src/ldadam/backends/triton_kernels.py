@@ -131,23 +131,26 @@ def finish_kernel(
 
 @triton.jit
 def inner_kernel(
-    left, right, products, length, r, left_stride_r, left_stride_l, right_stride_r, right_stride_l,
+    left, right, products, length, part, r, left_stride_r, left_stride_l, right_stride_r, right_stride_l,
     R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """products (B, r, r) = left right', for left and right of r vectors of one length: skinny, so one program each."""
-    index = tl.program_id(0).to(tl.int64)
+    """products (B, parts, r, r) = left right' over each part of the length of r vectors, to be summed."""
+    index = tl.program_id(1).to(tl.int64)
     ranks = tl.arange(0, R)
     left += index * length * r
     right += index * length * r
+    begin = tl.program_id(0) * part
+    end = tl.minimum(begin + part, length)
     accumulator = tl.zeros((R, R), dtype=tl.float32)
-    for start in range(0, length, BLOCK):
+    for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        mask = (ranks[:, None] < r) & (at[None, :] < length)
+        mask = (ranks[:, None] < r) & (at[None, :] < end)
         first = tl.load(left + ranks[:, None] * left_stride_r + at[None, :] * left_stride_l, mask=mask, other=0.0)
         second = tl.load(right + ranks[:, None] * right_stride_r + at[None, :] * right_stride_l, mask=mask, other=0.0)
         accumulator = tl.dot(first, tl.trans(second), accumulator, input_precision="tf32x3")
     kept = (ranks[:, None] < r) & (ranks[None, :] < r)
-    tl.store(products + index * r * r + ranks[:, None] * r + ranks[None, :], accumulator, mask=kept)
+    products += (index * tl.num_programs(0) + tl.program_id(0)) * r * r
+    tl.store(products + ranks[:, None] * r + ranks[None, :], accumulator, mask=kept)
 
 
 @triton.jit
