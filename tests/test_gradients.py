@@ -158,6 +158,7 @@ def test_memory_order_changes_nothing_for(case, grad_too):
         one.step()
         take_step(other, [plain], [grad])
     assert param.stride() == strides
+    assert all(value.is_contiguous() for value in one.state[param].values())
     assert distance(param - start, plain - start) <= TOLERANCES["float32 memory order"]
     assert (
         distance(one.state[param]["error_buffer"], other.state[plain]["error_buffer"])

@@ -83,7 +83,9 @@ def test_no_rank_is_dense():
     assert layout_of(8, 20, rank=None) is None
 
 
-@pytest.mark.parametrize(("fraction", "side", "rank"), [(0.25, 20, 5), (0.5, 9, 4), (0.01, 20, 1), (0.99, 100, 99)])
+@pytest.mark.parametrize(
+    ("fraction", "side", "rank"), [(0.25, 20, 5), (0.5, 9, 4), (0.3, 9, 3), (0.01, 20, 1), (0.99, 100, 99)]
+)
 def test_a_fraction_is_of_the_shorter_side_and_at_least_one(fraction, side, rank):
     assert resolve_rank(fraction, side) == rank
     assert layout_of(side, 200, rank=fraction).rank == rank
