@@ -18,6 +18,7 @@ LAYERS = [
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
     {"describe", "published", "ldadam"},
+    {"provenance"},
     {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ldadam import provenance
 from ldadam.training import run_folder
 from ldadam.training.config import PretrainConfig, resolve
 from ldadam.training.errors import UsageError
@@ -135,9 +136,9 @@ def run_sweep(out: Path, *, threads: int | None = None) -> None:
             trials.append(_trial(pretrain(config, resume=begun, text=text, title=f"{TITLES[optimizer]} {lr:g}")))
             console.print(f"{optimizer} lr {lr:g}: validation loss {trials[-1]['final_validation_loss']:.4f}")
     result = {
-        "command": run_folder.command(),
+        "command": provenance.command(),
         **run_folder.versions(),
-        "hardware": run_folder.hardware(),
+        "hardware": provenance.hardware(),
         "seed": first.seed,
         "steps": first.steps,
         "fingerprint": text.packed.fingerprint,

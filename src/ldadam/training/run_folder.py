@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ldadam import provenance
+from ldadam.provenance import command, hardware
 from ldadam.training import checkpoints
 from ldadam.training.config import PretrainConfig, differences, merge, resolve, save_config
 from ldadam.training.config_file import read_config_file
@@ -88,57 +86,6 @@ def what_can_be_resumed(run: Path) -> str:
     return f"the last good checkpoint is {saved[-1].name}, continue with `ldadam pretrain --resume --out {run}`"
 
 
-def command() -> str:
-    """The command line, without the path of the program."""
-    return " ".join(["ldadam", *sys.argv[1:]])
-
-
 def versions() -> dict[str, Any]:
     """Versions of everything that shapes the numbers."""
-    names = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-    return {
-        "python": platform.python_version(),
-        "ldadam": importlib.metadata.version("ldadam"),
-        **{name: importlib.metadata.version(name) for name in names},
-        "commit": git_commit(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of a source checkout; None for an installed package."""
-    source = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=source,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in words."""
-    import torch
-
-    found: dict[str, Any] = {
-        "processor": _processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return provenance.versions(("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy"))
