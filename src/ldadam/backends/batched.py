@@ -8,7 +8,7 @@ from torch import Tensor
 from ldadam.algorithm import LowRankState
 from ldadam.backends import eager
 from ldadam.backends.matrices import Chunk, Matrix, chunks
-from ldadam.backends.six_products import advance_, step_chunk_
+from ldadam.backends.six_products import advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
 from ldadam.subspace import first_basis, range_finder
 
@@ -22,7 +22,8 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
     eager.step_([update for update in updates if needs_page(update)])
     fast = [update for update in updates if not needs_page(update)]
     device = updates[0].param.device.type if updates else "cpu"
-    for chunk in chunks(fast, max_scratch=SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])):
+    scratch = SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])
+    for chunk in chunks(fast, max_scratch=scratch, copies=True):
         step_chunk_(chunk, TorchProducts())
 
 
@@ -99,6 +100,10 @@ class TorchProducts:
         for index, matrix in enumerate(corrected):
             _product(matrix, factor[index].mT, out=columns[index])
         return columns
+
+    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+        """Y' (B, r, n), up to a scale of each row."""
+        return target_rows(chunk, prev, projected)
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """left right' (B, r, r), from two (B, r, l) tensors."""

@@ -40,6 +40,10 @@ class Products(Protocol):
         """A Y (B, m, r) from Y' (B, r, n)."""
         ...
 
+    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+        """Y' = rho m_hat + (1 - rho) U_minus'A (B, r, n), up to a scale of each row, which leaves U as it is."""
+        ...
+
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """left right' (B, r, r), from two (B, r, l) tensors."""
         ...
@@ -76,19 +80,24 @@ def track_subspace(
     chunk: Chunk, prev: LowRankState, corrected: list[Tensor], projected: Tensor, products: Products
 ) -> Tensor:
     """U (B, m, r): one power iteration from the previous basis, or the range finder's from the random one."""
-    rho = chunk.hyper.rho
+    rho, basis = chunk.hyper.rho, prev.basis
     exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
-    basis = prev.basis
     orth = orthonormalize if basis.dtype == torch.float64 else partial(cholesky_qr, inner=products.inner)
     for iteration in range(RANGE_FINDER_ITERATIONS if chunk.kind.is_first else 1):
         if iteration:
             projected = products.project(basis, corrected)
-        rows = rho * exp_avg_hat + (1 - rho) * projected  # Y'
-        rows = unit_columns(rows.mT).mT
+        rows = products.target_rows(chunk, prev, projected)  # Y'
         overlap = products.inner(exp_avg_hat, rows)  # m_hat Y
         columns = torch.baddbmm(products.lift(corrected, rows), basis, overlap, beta=1 - rho, alpha=rho)  # X
         basis = orth(columns, fallback=basis)
     return basis
+
+
+def target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    """`Products.target_rows` by the page's own functions."""
+    exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
+    rows = chunk.hyper.rho * exp_avg_hat + (1 - chunk.hyper.rho) * projected  # Y'
+    return unit_columns(rows.mT).mT
 
 
 def advance_(chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:

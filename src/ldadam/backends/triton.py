@@ -27,8 +27,11 @@ from ldadam.hyperparameters import Hyperparameters
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough of them for a few thousand programs.
 SCRATCH_BYTES = 512 * 2**20
 
-# Up to this rank a program holds all r rows of its tile in registers, and beats cuBLAS.
-MAX_RANK = 64
+# Up to this rank a program holds all r rows of its tile in registers, and beats cuBLAS at large products.
+MAX_RANK_OF_PRODUCTS = 64
+
+# Up to this rank it holds all r rows of a few columns, for the r x n chain.
+MAX_RANK = 256
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -37,7 +40,8 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
     batched.step_([update for update in updates if not suits(update)])
     for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
-        step_chunk_(chunk, TritonProducts(chunk))
+        wide = chunk.kind.rank > MAX_RANK_OF_PRODUCTS
+        step_chunk_(chunk, CublasProducts(chunk) if wide else TritonProducts(chunk))
 
 
 def suits(update: ParamUpdate) -> bool:
@@ -107,8 +111,8 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
     )  # fmt: skip
 
 
-class TritonProducts:
-    """The kernels' launches for one chunk."""
+class _Launches:
+    """What the launches for one chunk share, and those of the r x n chain."""
 
     def __init__(self, chunk: Chunk):
         first = chunk.matrices[0]
@@ -119,13 +123,57 @@ class TritonProducts:
         self.padded_rank = max(16, triton.next_power_of_2(self.rank))
         self.error_dtype = _TRITON_DTYPES[first.error.dtype]
         self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, first.error.element_size())
-        self.errors = self._addresses(chunk, "error")
         both = {first.error.dtype, first.param.dtype}
         self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
+        self.errors = self._addresses(chunk, "error")
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
+        self.biases = self.scalars.biases(chunk.step)
 
     def _addresses(self, chunk: Chunk, name: str) -> Tensor:
         return address_table(tuple(getattr(matrix, name).data_ptr() for matrix in chunk.matrices), self.device)
+
+    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+        """Y' (B, r, n), up to a scale of each row, in one kernel."""
+        rows = torch.empty_like(projected)
+        kernels.target_kernel[(self.rank, self.count)](
+            projected, self._addresses(chunk, "exp_avg"), self.biases, rows, self.n, self.rank, chunk.hyper.rho,
+            BLOCK=1024,
+        )  # fmt: skip
+        return rows
+
+    def inner(self, left: Tensor, right: Tensor) -> Tensor:
+        """left right' (B, r, r) for (B, r, l) tensors of any strides over one matrix."""
+        if self.rank > 128:
+            return left @ right.mT
+        length, part = left.shape[-1], 1024
+        parts = triton.cdiv(length, part)
+        products = left.new_empty(self.count, parts, self.rank, self.rank)
+        kernels.inner_kernel[(parts, self.count)](
+            left, right, products, length, part, self.rank, *left.stride()[1:], *right.stride()[1:],
+            R=self.padded_rank, BLOCK=64 if self.rank <= 64 else 32, num_warps=4 if self.rank <= 64 else 8,
+        )  # fmt: skip
+        return products.sum(1)
+
+    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+        """m and v in place, and the factors that E and W are updated from, in one kernel."""
+        moves, hyper = chunk.kind.moves_subspace, chunk.hyper
+        change = self.inner(basis.mT, prev.basis.mT)  # Q
+        descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
+        right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
+        block = 64 if self.rank <= 64 else 32
+        kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
+            low_rank_grad, change, self._addresses(chunk, "exp_avg"), self._addresses(chunk, "exp_avg_sq"),
+            descent, right, self.biases, self.scalars.accepts,
+            self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
+            MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
+            R=self.padded_rank, BLOCK_N=block, BLOCK_K=min(32, self.padded_rank),
+            num_warps=4 if self.rank <= 64 else 8, num_stages=2,
+        )  # fmt: skip
+        return right, descent
+
+
+class TritonProducts(_Launches):
+    """Large products by kernels over all matrices of a chunk."""
 
     def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
         """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
@@ -158,33 +206,6 @@ class TritonProducts:
         )  # fmt: skip
         return columns
 
-    def inner(self, left: Tensor, right: Tensor) -> Tensor:
-        """left right' (B, r, r) for (B, r, l) tensors of any strides over one matrix."""
-        length, part = left.shape[-1], 1024
-        parts = triton.cdiv(length, part)
-        products = left.new_empty(self.count, parts, self.rank, self.rank)
-        kernels.inner_kernel[(parts, self.count)](
-            left, right, products, length, part, self.rank, *left.stride()[1:], *right.stride()[1:],
-            R=self.padded_rank, BLOCK=64,
-        )  # fmt: skip
-        return products.sum(1)
-
-    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
-        """m and v in place, and the factors that E and W are updated from, in one kernel."""
-        moves, hyper = chunk.kind.moves_subspace, chunk.hyper
-        change = self.inner(basis.mT, prev.basis.mT)  # Q
-        descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
-        right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
-        block = 64
-        kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
-            low_rank_grad, change, self._addresses(chunk, "exp_avg"), self._addresses(chunk, "exp_avg_sq"),
-            descent, right, self.scalars.biases(chunk.step), self.scalars.accepts,
-            self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
-            MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
-            R=self.padded_rank, BLOCK_N=block,
-        )  # fmt: skip
-        return right, descent
-
     def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
         """E = A - left right and W = (1 - lr wd) W - U descent, in one pass over both."""
         weight = chunk.matrices[0].param
@@ -197,6 +218,10 @@ class TritonProducts:
             ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
             PRECISION="tf32x3", **config,
         )  # fmt: skip
+
+
+class CublasProducts(_Launches, batched.TorchProducts):
+    """Large products one matrix at a time by cuBLAS, which is faster at large ranks; the r x n chain by kernels."""
 
 
 class Scalars:

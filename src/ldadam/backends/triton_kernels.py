@@ -7,7 +7,7 @@ with float32 E, `tf32x3` keeps float32's accuracy throughout.
 """
 
 # The signatures are Triton's: untyped, with constants in capitals.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -154,34 +154,76 @@ def inner_kernel(
 
 
 @triton.jit
+def target_kernel(projected, exp_avgs, biases, rows, n, r, rho, BLOCK: tl.constexpr):
+    """rows (B, r, n) = rho m_hat + (1 - rho) U_minus'A, each row divided by its largest absolute entry."""
+    index = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * n
+    exp_avg = matrix_pointer(exp_avgs, index, tl.float32) + row
+    projected += index * r * n + row
+    rows += index * r * n + row
+    bias = tl.load(biases + index * 4)
+    weight = rho / tl.where(bias == 0, 1.0, bias)
+    largest = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, n, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        target = target_block(projected, exp_avg, weight, rho, at, n)
+        largest = tl.maximum(largest, tl.abs(target))
+    scale = tl.max(largest, axis=0)
+    scale = 1.0 / tl.where(scale > 0, scale, 1.0)
+    for start in range(0, n, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        target = target_block(projected, exp_avg, weight, rho, at, n)
+        tl.store(rows + at, target * scale, mask=at < n)
+
+
+@triton.jit
+def target_block(projected, exp_avg, weight, rho, at, n):
+    """Part of one row of rho m_hat + (1 - rho) U_minus'A."""
+    avg = tl.load(exp_avg + at, mask=at < n, other=0.0)
+    return weight * avg + (1 - rho) * tl.load(projected + at, mask=at < n, other=0.0)
+
+
+@triton.jit
 def moments_kernel(
     low_rank_grad, change, exp_avgs, exp_avg_sqs, descent, right, biases, accepts, n, r, beta1, beta2, eps, scale,
-    MOVES: tl.constexpr, MASKED: tl.constexpr, FACTOR: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr,
+    MOVES: tl.constexpr, MASKED: tl.constexpr, FACTOR: tl.constexpr,
+    R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The r x n chain: m_half, v_half, m, v in place, and the factors of W (lr d) and E ([a + c m_half; -c m_minus]).
 
-    `biases` holds 1 - beta1^(t-1), 1 - beta2^(t-1), 1 - beta1^t, 1 - beta2^t of each matrix; `scale` is lr.
+    `biases` holds 1 - beta1^(t-1), 1 - beta2^(t-1), 1 - beta1^t, 1 - beta2^t of each matrix; `scale` is lr. A program
+    has all rows of its columns, so that it may write them in place.
     """
     index = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, R)
     inside = (ranks[:, None] < r) & (cols[None, :] < n)
     at = ranks[:, None] * n + cols[None, :]
-    exp_avg_at = matrix_pointer(exp_avgs, index, tl.float32) + at
-    exp_avg_sq_at = matrix_pointer(exp_avg_sqs, index, tl.float32) + at
+    avg_matrix = matrix_pointer(exp_avgs, index, tl.float32)
+    sq_matrix = matrix_pointer(exp_avg_sqs, index, tl.float32)
     grad = tl.load(low_rank_grad + index * r * n + at, mask=inside, other=0.0)
-    old_avg = tl.load(exp_avg_at, mask=inside, other=0.0)
-    old_avg_sq = tl.load(exp_avg_sq_at, mask=inside, other=0.0)
+    old_avg = tl.load(avg_matrix + at, mask=inside, other=0.0)
+    old_sq = tl.load(sq_matrix + at, mask=inside, other=0.0)
     old_bias1, old_bias2 = tl.load(biases + index * 4), tl.load(biases + index * 4 + 1)
     bias1, bias2 = tl.load(biases + index * 4 + 2), tl.load(biases + index * 4 + 3)
-    carried, carried_sq = old_avg, old_avg_sq
+    carried, carried_sq = old_avg, old_sq
     if MOVES:
-        square = ranks[:, None] * r + ranks[None, :]
-        rotation = tl.load(change + index * r * r + square, mask=(ranks[:, None] < r) & (ranks[None, :] < r), other=0.0)
-        hat = old_avg / tl.where(old_bias1 == 0, 1.0, old_bias1)
-        variance = old_avg_sq / tl.where(old_bias2 == 0, 1.0, old_bias2) - hat * hat
-        rotated = tl.dot(rotation, hat, input_precision="tf32x3")
-        spread = tl.dot(rotation * rotation, variance, input_precision="tf32x3")
+        rotated = tl.zeros((R, BLOCK_N), dtype=tl.float32)
+        spread = tl.zeros((R, BLOCK_N), dtype=tl.float32)
+        for start in range(0, r, BLOCK_K):
+            inner = start + tl.arange(0, BLOCK_K)
+            part = inner[:, None] * n + cols[None, :]
+            mask = (inner[:, None] < r) & (cols[None, :] < n)
+            hat = tl.load(avg_matrix + part, mask=mask, other=0.0) / tl.where(old_bias1 == 0, 1.0, old_bias1)
+            variance = tl.load(sq_matrix + part, mask=mask, other=0.0) / tl.where(old_bias2 == 0, 1.0, old_bias2)
+            variance -= hat * hat
+            rotation = tl.load(
+                change + index * r * r + ranks[:, None] * r + inner[None, :],
+                mask=(ranks[:, None] < r) & (inner[None, :] < r),
+                other=0.0,
+            )
+            rotated = tl.dot(rotation, hat, rotated, input_precision="tf32x3")
+            spread = tl.dot(rotation * rotation, variance, spread, input_precision="tf32x3")
         carried = rotated * old_bias1
         carried_sq = tl.abs(spread + rotated * rotated) * old_bias2
     exp_avg = beta1 * carried + (1 - beta1) * grad
@@ -191,10 +233,10 @@ def moments_kernel(
     top, bottom = grad + ratio * carried, -ratio * old_avg
     if MASKED:
         accept = tl.load(accepts + index) != 0
-        exp_avg, exp_avg_sq = tl.where(accept, exp_avg, old_avg), tl.where(accept, exp_avg_sq, old_avg_sq)
+        exp_avg, exp_avg_sq = tl.where(accept, exp_avg, old_avg), tl.where(accept, exp_avg_sq, old_sq)
         direction, top, bottom = tl.where(accept, direction, 0), tl.where(accept, top, 0), tl.where(accept, bottom, 0)
-    tl.store(exp_avg_at, exp_avg, mask=inside)
-    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside)
+    tl.store(avg_matrix + at, exp_avg, mask=inside)
+    tl.store(sq_matrix + at, exp_avg_sq, mask=inside)
     tl.store(descent + index * r * n + at, direction.to(FACTOR), mask=inside)
     if MOVES:
         tl.store(right + index * 2 * r * n + at, top.to(FACTOR), mask=inside)
