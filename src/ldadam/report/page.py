@@ -90,8 +90,8 @@ def image(figure: Figure, *, alt: str) -> str:
 def summary_rows(runs: Sequence[RunData]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the comparison: the same for the page, the terminal and Markdown."""
     headings = [
-        *("run", "rank", "peak lr", "validation loss", "training seconds", "optimizer seconds", "optimizer share"),
-        "optimizer state (MiB)",
+        *("run", "rank", "peak lr", "validation loss", "training (s)"),
+        *("optimizer (s)", "optimizer share", "optimizer state (MiB)"),
     ]
     rows = []
     for run in runs:
