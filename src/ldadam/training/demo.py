@@ -96,7 +96,7 @@ def _compare(out: Path, console: Console) -> None:
     result = {"runs": [run.summary() for run in runs], "facts": runs[0].facts, "steps": runs[0].config["steps"]}
     (out / "demo.md").write_text(markdown_table(headings, rows), encoding="utf-8")
     (out / RESULT_FILE).write_text(json.dumps(result, indent=1), encoding="utf-8")
-    table = Table(title="Same batches, same initial weights", box=box.SIMPLE)
+    table = Table(title="Same batches, same initial weights", box=box.SIMPLE, padding=(0, 0))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left")
     for row in rows:
