@@ -133,18 +133,17 @@ class LDAdamW(Optimizer):
                 loss = closure()
         for index, group in enumerate(self.param_groups):
             hyper = resolve(group, index)
-            stepped = [
-                found for found in self._with_gradient(group, index, hyper) if not _is_priming(*found, hyper=hyper)
-            ]
-            steps = count_steps_([state["step"] for _, _, state, _ in stepped], capturable=hyper.capturable)
-            updates = [
-                ParamUpdate(
-                    param, param.grad, state, step, hyper, layout_of(param, hyper), is_first=is_new or _is_one(step)
-                )
-                for (param, grad, state, is_new), step in zip(stepped, steps, strict=True)
-            ]
-            backends.step_(updates, backend=hyper.backend)
+            backends.step_(self._updates(group, index, hyper), backend=hyper.backend)
         return loss
+
+    def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> list[ParamUpdate]:
+        """What there is to do for each parameter of the group that has a gradient; its step is counted here."""
+        found = [one for one in self._with_gradient(group, index, hyper) if not _is_priming(*one, hyper=hyper)]
+        steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
+        return [
+            ParamUpdate(param, grad, state, step, hyper, layout_of(param, hyper), is_first=is_new or _is_one(step))
+            for (param, grad, state, is_new), step in zip(found, steps, strict=True)
+        ]
 
     def _with_gradient(
         self, group: dict[str, Any], index: int, hyper: Hyperparameters
