@@ -1,4 +1,4 @@
-"""The command line: `ldadam pretrain`, `ldadam report`, `ldadam demo`.
+"""The command line: `ldadam pretrain`, `ldadam report`, `ldadam demo`, `ldadam bench`.
 
 The options of `pretrain` are made from the fields of `PretrainConfig`. Heavy packages are imported inside the commands.
 """
@@ -161,3 +161,57 @@ def demo(
         (run_sweep if sweep else run_demo)(out, threads=threads)
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped at once") from stop
+
+
+bench = typer.Typer(help="Measure the optimizer.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("step")
+def bench_step(
+    model: Annotated[str, typer.Option(help="60m, 130m, 350m, 1b, 7b, several, or ROWSxCOLUMNS:COUNT,...")] = "60m",
+    rank: Annotated[str, typer.Option(help="Rank, or several with commas between.")] = "16",
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            help="ldadamw[:BACKEND], adamw, adamw:foreach, adafactor, muon, adamw8bit, adamw4bit, galore, apollo, "
+            "fira, dct, module:Class; with commas between."
+        ),
+    ] = "ldadamw,ldadamw:eager,adamw,adamw:foreach",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16. Default: float32 on the CPU, bfloat16 on CUDA.", show_default=False),
+    ] = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Timed steps of each optimizer.", min=1)] = 20,
+    all_parameters: Annotated[
+        bool, typer.Option("--all-parameters/--lowrank-only", help="Embedding, head and norms too.")
+    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Also ldadamw:graph, captured in a CUDA graph.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the results.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Time one step of optimizers on the weights of a model, in turn."""
+    from ldadam.bench.progress import Progress
+    from ldadam.bench.step import make_plan, run_bench
+
+    _show_warnings_as_sentences()
+    plan = make_plan(
+        model=model,
+        rank=rank,
+        optimizers=optimizers,
+        device=device,
+        dtype=dtype,
+        repeats=repeats,
+        threads=threads,
+        all_parameters=all_parameters,
+        graph=graph,
+    )
+    try:
+        with Progress() as progress:
+            run_bench(plan, out=json, progress=progress)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("stopped at once") from stop
+    if json is not None:
+        print(f"Results: {json}")
