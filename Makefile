@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types check clean
+.PHONY: demo test test-slow bench bench-gpu lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -14,6 +14,15 @@ test: $(READY)  ## the whole test suite but the slow tests
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
+
+bench: $(READY)  ## time a step on the CPU, on the matrices of a 60M model; wants a machine with nothing else to do
+	$(BIN)/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
+		--optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach --json benchmarks/results/step_cpu_60m.json
+
+bench-gpu:  ## time a step on one GPU; takes the Python that has torch for it
+	PYTHONPATH=src $(PYTHON) -m ldadam bench step --model 350m,1b,7b --rank 16,64,128,256,512 --device cuda \
+		--dtype bfloat16 --graph --optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach,galore \
+		--json benchmarks/results/step_gpu.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

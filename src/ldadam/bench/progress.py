@@ -61,38 +61,52 @@ class Progress:
 
 def table_of(record: dict[str, Any], result: dict[str, Any]) -> Table:
     """The optimizers that were timed, one a row."""
-    hardware, ceilings = record["hardware"], record["ceilings"]
-    machine = hardware["gpu"] if record["device"] == "cuda" else f"{hardware['threads']} threads"
+    hardware = record["hardware"]
+    machine = hardware["gpu"] if record["device"] == "cuda" else f"threads: {hardware['threads']}"
     table = Table(
         title=f"{result['model']}, rank {result['rank']}: {result['num_weights'] / 1e6:.1f} M weights, "
         f"{record['dtype']}, {record['device']} ({machine})",
-        caption=f"memory reaches {_giga(ceilings['bytes_per_second'])} GB/s, a product "
-        f"{ceilings['operations_per_second'] / 1e12:.3g} TFLOP/s; "
-        + ("optimizers in turn" if result["together"] else "each alone in memory, in turn"),
+        caption=_caption(record["ceilings"], result),
     )
     table.add_column("optimizer", no_wrap=True)
-    for heading in ("first ms", "step ms", "min–max ms", "× adamw", "GB/s", "TFLOP/s", "state MB", "extra MB"):
+    headings = ("first ms", "step ms", "min–max ms", "host ms", "× adamw", "GB/s", "TFLOP/s", "state MB", "extra MB")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["optimizers"]:
         if row["status"] == "ok":
             table.add_row(row["name"], *_cells(row))
             if "amortised_seconds" in row:
-                table.add_row(f"{row['name']}, amortised", "", _milli(row["amortised_seconds"]))
+                ratio = _ratio(row["amortised_ratio_to_adamw"])
+                table.add_row(f"{row['name']}, amortised", "", _milli(row["amortised_seconds"]), "", "", ratio)
     return table
 
 
+def _caption(ceilings: dict[str, float], result: dict[str, Any]) -> str:
+    lines = [
+        f"memory reaches {_giga(ceilings['bytes_per_second'])} GB/s, a product "
+        f"{ceilings['operations_per_second'] / 1e12:.3g} TFLOP/s; "
+        + ("optimizers in turn" if result["together"] else "optimizers in turn, each alone in memory")
+    ]
+    lines += [f"{each['backend']} equals the page to {each['distance']:.0e}" for each in result["equality"]]
+    return "\n".join(lines)
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    ratio = row["ratio_to_adamw"]
     return [
         _milli(row["first_step_seconds"]),
         _milli(row["median_seconds"]),
         f"{_milli(row['min_seconds'])}–{_milli(row['max_seconds'])}",
-        "" if ratio is None else f"{ratio:.2f}",
+        _milli(row["host_median_seconds"]),
+        _ratio(row["ratio_to_adamw"]),
         f"{_giga(row['bytes_per_second'])} ({row['share_of_bandwidth']:.0%})" if "bytes" in row else "",
         f"{row['operations_per_second'] / 1e12:.3g} ({row['share_of_product']:.0%})" if "bytes" in row else "",
         _mega(row["state_bytes"]),
         _mega(row["extra_bytes"]),
     ]
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _milli(seconds: float) -> str:

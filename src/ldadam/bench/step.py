@@ -220,6 +220,8 @@ def _summary(timing: Timing, timings: Sequence[Timing], ceilings: Ceilings) -> d
         row["first_step_seconds"] = timing.first_seconds + timing.projection_seconds
         row["projection_step_seconds"] = timing.median + timing.projection_seconds
         row["amortised_seconds"] = timing.median + timing.projection_seconds / UPDATE_PROJ_GAP
+        ratio = row["ratio_to_adamw"]
+        row["amortised_ratio_to_adamw"] = None if ratio is None else ratio * row["amortised_seconds"] / timing.median
     return row
 
 

@@ -6,6 +6,8 @@ steps in a row: AAA BBB CCC, AAA BBB CCC, ...
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from ldadam.bench.weights import Weights, fill_gradients_
 WARM_UP_STEPS = 3
 
 # A slow optimizer takes no more steps once it has used these seconds, but at least so many steps.
-SECONDS_EACH = 30.0
+SECONDS_EACH = 10.0
 LEAST_STEPS = 3
 
 # Visits to each optimizer where they do not fit into memory together.
@@ -104,14 +106,12 @@ class Bench:
             num_steps = len(range(number, self.repeats, num_rounds))
             for timing in timings:
                 if timing.problem is None and not timing.has_had_enough():
-                    self._guard(timing, partial(self._visit, timing, num_steps))
-                    if not together:
-                        self._put_away(timing)
+                    self._guard(timing, partial(self._visit, timing, num_steps, is_only=not together))
                 on_visit(timing)
         for timing in timings:
-            if timing.problem is None:
-                self._guard(timing, partial(self._look_closer, timing))
-            self._put_away(timing)
+            if timing.stepper is not None:
+                self._guard(timing, partial(self._look_closer, timing, timing.stepper))
+                self._put_away(timing)
         return together
 
     def fit_together(self, num_optimizers: int) -> bool:
@@ -126,22 +126,31 @@ class Bench:
             timing.fail(error)
             self._put_away(timing)
 
-    def _visit(self, timing: Timing, num_steps: int) -> None:
-        """Timed steps, after untimed ones where the optimizer is new."""
+    def _visit(self, timing: Timing, num_steps: int, *, is_only: bool) -> None:
+        """Timed steps, after untimed ones where the optimizer is new; it is put away where it is the only one."""
         stepper = timing.stepper or self._warm_up(timing)
-        timing.visits.append([timed(stepper.step, self.device) for _ in range(num_steps)])
+        visit: list[Duration] = []
+        timing.visits.append(visit)
+        while len(visit) < num_steps and not (visit and timing.has_had_enough()):
+            visit.append(timed(stepper.step, self.device))
         if timing.entry.overwrites_gradients:
             self._restore_gradients()
+        if is_only:
+            if timing.state_bytes is None:
+                self._look_closer(timing, stepper)
+            self._put_away(timing)
 
     def _warm_up(self, timing: Timing) -> Stepper:
-        timing.stepper = stepper = timing.entry.build(self.weights, self.rank)
-        seconds = [timed(stepper.step, self.device).seconds for _ in range(WARM_UP_STEPS)]
+        # Some optimizers print each parameter.
+        with contextlib.redirect_stdout(io.StringIO()):
+            timing.stepper = stepper = timing.entry.build(self.weights, self.rank)
+            seconds = [timed(stepper.step, self.device).seconds for _ in range(WARM_UP_STEPS)]
         timing.first_seconds = timing.first_seconds or seconds[0]
         return stepper
 
-    def _look_closer(self, timing: Timing) -> None:
+    def _look_closer(self, timing: Timing, stepper: Stepper) -> None:
         """What is no timing of a step: bytes, memory, and the projection that is left out of ordinary steps."""
-        stepper, entry = timing.stepper or self._warm_up(timing), timing.entry
+        entry = timing.entry
         timing.state_bytes = state_bytes(stepper)
         if entry.counts_bytes:
             timing.cost = step_cost(stepper, self.weights.params)
