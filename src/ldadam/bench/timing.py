@@ -121,7 +121,9 @@ class Bench:
     def _guard(self, timing: Timing, work: Callable[[], None]) -> None:
         """Do the work; an optimizer that cannot is told apart, and stops no other."""
         try:
-            work()
+            # Some optimizers print each parameter.
+            with contextlib.redirect_stdout(io.StringIO()):
+                work()
         except Exception as error:
             timing.fail(error)
             self._put_away(timing)
@@ -141,10 +143,8 @@ class Bench:
             self._put_away(timing)
 
     def _warm_up(self, timing: Timing) -> Stepper:
-        # Some optimizers print each parameter.
-        with contextlib.redirect_stdout(io.StringIO()):
-            timing.stepper = stepper = timing.entry.build(self.weights, self.rank)
-            seconds = [timed(stepper.step, self.device).seconds for _ in range(WARM_UP_STEPS)]
+        timing.stepper = stepper = timing.entry.build(self.weights, self.rank)
+        seconds = [timed(stepper.step, self.device).seconds for _ in range(WARM_UP_STEPS)]
         timing.first_seconds = timing.first_seconds or seconds[0]
         return stepper
 
