@@ -15,6 +15,7 @@ def tiny_demo(monkeypatch):
     names = {field.name for field in dataclasses.fields(PRESETS["demo"])}
     changes = {name: value for name, value in TINY.items() if name in names}
     changes |= {"rank": 4, "steps": 6, "lr": {"ldadamw": 2e-3, "adamw": 1e-3}}
+    monkeypatch.setattr("ldadam.training.packing.TOKENIZER_CHARACTERS", 100_000)
     monkeypatch.setitem(PRESETS, "demo", dataclasses.replace(PRESETS["demo"], **changes))
 
 
