@@ -30,8 +30,9 @@ def test_the_demo_compares_both_optimizers_on_the_same_batches(tmp_path, tiny_de
     assert f"{result['runs'][0]['final_validation_loss']:.4f}" in table
     assert (tmp_path / "report.html").exists()
     assert "report.png" in printed
-    # A second demo in the same folder replaces the first one and gives the same numbers.
+    # A second demo in the same folder replaces the first one, even a broken one, and gives the same numbers.
     before = numbers(tmp_path / "ldadamw")
+    (tmp_path / "adamw/run.json").unlink()
     assert ldadam("demo", "--out", tmp_path, "--threads", "1") == 0
     assert numbers(tmp_path / "ldadamw") == before
 
@@ -40,7 +41,7 @@ def test_the_demo_touches_no_other_folder(tmp_path, tiny_demo, capsys):
     (tmp_path / "adamw").mkdir()
     (tmp_path / "adamw/precious").write_text("x")
     assert ldadam("demo", "--out", tmp_path) == 2
-    assert "is no finished demo: delete it, or choose another --out" in capsys.readouterr().err
+    assert "is no demo's: delete it, or choose another --out" in capsys.readouterr().err
     assert (tmp_path / "adamw/precious").exists()
 
 

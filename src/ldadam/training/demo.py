@@ -52,11 +52,14 @@ def _make_room(out: Path, console: Console) -> None:
         console.print(f"Replacing the earlier demo in {out}")
         for optimizer in OPTIMIZERS:
             shutil.rmtree(out / optimizer, ignore_errors=True)
-        (out / RESULT_FILE).unlink()
-    out.mkdir(parents=True, exist_ok=True)
+        for name in ("demo.md", "report.html", "report.png"):
+            (out / name).unlink(missing_ok=True)
     for optimizer in OPTIMIZERS:
         if (out / optimizer).exists():
-            raise UsageError(f"{out / optimizer} exists and is no finished demo: delete it, or choose another --out")
+            raise UsageError(f"{out / optimizer} exists and is no demo's: delete it, or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    # From here on the folder is known as a demo's, even if this one is stopped.
+    (out / RESULT_FILE).write_text('{"runs": []}', encoding="utf-8")
 
 
 def _announce(config: PretrainConfig, console: Console) -> Text:
