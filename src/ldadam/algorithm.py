@@ -87,7 +87,7 @@ def change_basis(
     exp_avg_hat = unbiased(prev.exp_avg, beta1, step - 1)  # m_hat
     exp_avg_sq_hat = unbiased(prev.exp_avg_sq, beta2, step - 1)  # v_hat
     variance = change.square() @ (exp_avg_sq_hat - exp_avg_hat.square())  # Q.Q (v_hat - m_hat.m_hat)
-    mean_square = (change @ exp_avg_hat).square()  # (Q m_hat).(Q m_hat)
+    mean_square = unbiased(exp_avg, beta1, step - 1).square()  # (Q m_hat).(Q m_hat)
     exp_avg_sq = bias(beta2, step - 1, exp_avg) * (variance + mean_square).abs()  # v_half
     return LowRankState(basis, exp_avg, exp_avg_sq, prev.error_buffer)
 

@@ -14,7 +14,7 @@ from ldadam.subspace import first_basis, range_finder
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough to amortise small operations.
 # CPUs gain nothing beyond their caches, GPUs want many matrices at a time.
-SCRATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+SCRATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
@@ -86,20 +86,18 @@ class TorchProducts:
         return corrected, self.project(basis, corrected)
 
     def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
-        """U'A (B, r, n) from U (B, m, r)."""
+        """U'A (B, r, n) from U (B, m, r); the factor and the result lie as the storage of A likes them best."""
         factor = basis.to(corrected[0].dtype)
-        rows = basis.new_empty(len(corrected), basis.shape[-1], corrected[0].shape[-1])
-        for index, matrix in enumerate(corrected):
-            _product(factor[index].mT, matrix, out=rows[index])
-        return rows
+        if corrected[0].stride(1) == 1:
+            return _products(factor.mT.contiguous(), corrected, dtype=basis.dtype)
+        return _products([matrix.mT for matrix in corrected], factor, dtype=basis.dtype).mT.contiguous()
 
     def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
         factor = rows.to(corrected[0].dtype)
-        columns = rows.new_empty(len(corrected), corrected[0].shape[0], rows.shape[-2])
-        for index, matrix in enumerate(corrected):
-            _product(matrix, factor[index].mT, out=columns[index])
-        return columns
+        if corrected[0].stride(1) == 1:
+            return _products(corrected, factor.mT.contiguous(), dtype=rows.dtype)
+        return _products(factor, [matrix.mT for matrix in corrected], dtype=rows.dtype).mT.contiguous()
 
     def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
         """Y' (B, r, n), up to a scale of each row."""
@@ -131,11 +129,13 @@ class TorchProducts:
                 matrix.param.copy_(weight)
 
 
-def _product(first: Tensor, second: Tensor, *, out: Tensor) -> None:
-    if first.dtype == out.dtype:
-        torch.mm(first, second, out=out)
-    else:
-        torch.mm(first, second, out_dtype=out.dtype, out=out)
+def _products(left: Sequence[Tensor] | Tensor, right: Sequence[Tensor] | Tensor, *, dtype: torch.dtype) -> Tensor:
+    """left right for each pair, stacked, in `dtype`; 16-bit factors accumulate in it."""
+    stacked = left[0].new_empty(len(left), left[0].shape[0], right[0].shape[1], dtype=dtype)
+    options = {} if left[0].dtype == dtype else {"out_dtype": dtype}
+    for index in range(len(left)):
+        torch.mm(left[index], right[index], out=stacked[index], **options)
+    return stacked
 
 
 def _corrected(matrix: Matrix, chunk: Chunk) -> Tensor:
