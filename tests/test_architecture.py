@@ -17,7 +17,7 @@ LAYERS = [
     {"hyperparameters"},
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
-    {"describe", "published", "ldadam"},
+    {"description", "published", "ldadam"},
     {"provenance"},
     {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
 ]

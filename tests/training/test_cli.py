@@ -29,7 +29,6 @@ def test_help_loads_none_of_the_training_packages(help_and_modules):
     assert not {"transformers", "datasets", "matplotlib", "accelerate", "tokenizers"} & modules
 
 
-@pytest.mark.xfail(reason="`import ldadam` loads torch until its names are lazy", strict=False)
 def test_help_does_not_load_torch(help_and_modules):
     assert "torch" not in help_and_modules[1]
 
