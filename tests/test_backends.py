@@ -6,7 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import assert_same_state, copies, distance, grads_of, mixed_params, parameter, quiet, run, take_step
 from ldadam import LDAdamW, describe, subspace
+from ldadam.backends.update import ParamUpdate
+from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import matrix_layout
+from ldadam.state import create_state
 from tolerances import TOLERANCES
 
 pytest.importorskip("triton")
@@ -230,6 +233,20 @@ def test_auto_is_what_describe_says():
 
 def test_an_empty_stack_has_no_layout():
     assert matrix_layout((0, 8, 8), rank=2, proj_type="std") is None
+
+
+@pytest.mark.parametrize(("offset", "suited"), [(0, True), (1, False), (4, True)])
+def test_kernels_are_not_given_a_gradient_that_is_not_aligned(offset, suited):
+    """Gradients may be views into a bucket, as under DDP; the kernels load 16 bytes at a time."""
+    from ldadam.backends import triton
+
+    param = params_of(torch.float32, [(300, 320)])[0]
+    bucket = torch.zeros(300 * 320 + 16, device=DEVICE)
+    grad = bucket[offset : offset + 300 * 320].view(300, 320)
+    hyper = Hyperparameters(rank=8)
+    layout = matrix_layout(param.shape, rank=8, proj_type="std")
+    state = create_state(param, layout, hyper)
+    assert triton.suits(ParamUpdate(param, grad, state, 2.0, hyper, layout)) == suited
 
 
 @pytest.mark.gpu

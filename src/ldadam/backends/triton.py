@@ -61,11 +61,13 @@ def suits(update: ParamUpdate) -> bool:
 
 
 def _stay_aligned(update: ParamUpdate) -> bool:
-    """Whether every matrix of a stack starts at a multiple of 16 bytes, as the kernels are told."""
-    if update.layout is None or not update.layout.batch:
-        return True
+    """Whether every matrix starts at a multiple of 16 bytes, as the kernels are told; views into buckets may not."""
+    assert update.layout is not None
     tensors = [update.param, update.grad, *(update.state[name] for name in ("error_buffer", "exp_avg", "exp_avg_sq"))]
-    return all(tensor.stride(0) * tensor.element_size() % 16 == 0 for tensor in tensors)
+    return all(
+        tensor.data_ptr() % 16 == 0 and (not update.layout.batch or tensor.stride(0) * tensor.element_size() % 16 == 0)
+        for tensor in tensors
+    )
 
 
 def dense_step_(updates: Sequence[ParamUpdate]) -> None:
@@ -95,7 +97,7 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
         update.count_skip_(accept)
     scalars = Scalars(len(same), first.param.device, first.hyper, torch.stack(accepts) if accepts else None)
     tables = [
-        address_table(tuple(tensor.data_ptr() for tensor in tensors), first.param.device)
+        addresses_of(tensors)
         for tensors in (
             [update.param for update in same],
             [update.grad for update in same],
@@ -130,7 +132,7 @@ class _Launches:
         self.biases = self.scalars.biases(chunk.step)
 
     def _addresses(self, chunk: Chunk, name: str) -> Tensor:
-        return address_table(tuple(getattr(matrix, name).data_ptr() for matrix in chunk.matrices), self.device)
+        return addresses_of([getattr(matrix, name) for matrix in chunk.matrices])
 
     def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
         """Y' (B, r, n), up to a scale of each row, in one kernel."""
@@ -263,7 +265,19 @@ class Scalars:
         return torch.tensor([biases] * self.count, dtype=torch.float32).to(self.device, non_blocking=True)
 
 
+# Tables that a CUDA graph reads at each replay, and that the cache below must therefore not be the last to hold.
+_CAPTURED: list[Tensor] = []
+
+
+def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The addresses of tensors on one device, as an int64 tensor there."""
+    table = _address_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
+    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+        _CAPTURED.append(table)
+    return table
+
+
 @lru_cache(maxsize=4096)
-def address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """The addresses as an int64 tensor on the device. Being a function of them alone, it is right for ever."""
+def _address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """A table is a function of the addresses alone, so that what is cached is right for ever."""
     return torch.tensor(addresses, dtype=torch.int64).to(device, non_blocking=True)
