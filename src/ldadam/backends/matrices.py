@@ -72,27 +72,23 @@ class Chunk:
         torch._foreach_copy_(old, list(values.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int, copies: bool = False) -> Iterator[Chunk]:
-    """The matrices of all updates of a group in chunks of one kind each, of about `max_scratch` bytes of scratch.
-
-    `copies` says that a backend holds A in float32 where a smaller dtype stores it.
-    """
+def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int) -> Iterator[Chunk]:
+    """The matrices of all updates of a group in chunks of one kind each, of about `max_scratch` bytes of scratch."""
     by_kind: dict[Kind, list[tuple[Matrix, ParamUpdate]]] = {}
     for update in updates:
         for matrix, kind in _matrices(update):
             by_kind.setdefault(kind, []).append((matrix, update))
     for kind, members in by_kind.items():
-        size = max(1, max_scratch // scratch_bytes(kind, copies=copies))
+        size = max(1, max_scratch // scratch_bytes(kind))
         for start in range(0, len(members), size):
             part = members[start : start + size]
             step = common_step([update for _, update in part])
             yield Chunk([matrix for matrix, _ in part], kind, part[0][1].hyper, step)
 
 
-def scratch_bytes(kind: Kind, *, copies: bool) -> int:
-    """Bytes of scratch for one matrix: about six (r, n) and six (m, r) float32 tensors, and A where it needs a copy."""
-    small = 24 * kind.rank * (kind.m + kind.n)
-    return small + 4 * kind.m * kind.n if copies and kind.dtypes[-1].itemsize < 4 else small
+def scratch_bytes(kind: Kind) -> int:
+    """Bytes of scratch for one matrix: about six (r, n) and six (m, r) float32 tensors."""
+    return 24 * kind.rank * (kind.m + kind.n)
 
 
 def common_step(updates: Sequence[ParamUpdate]) -> float | Tensor:

@@ -19,10 +19,11 @@ from ldadam.algorithm import LowRankState
 from ldadam.backends import batched
 from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
-from ldadam.backends.six_products import step_chunk_
+from ldadam.backends.six_products import Descent, step_chunk_
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
+from ldadam.subspace import cholesky_qr
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough of them for a few thousand programs.
 SCRATCH_BYTES = 512 * 2**20
@@ -41,7 +42,7 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
     batched.step_([update for update in updates if not suits(update)])
     for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
         wide = chunk.kind.rank > MAX_RANK_OF_PRODUCTS
-        step_chunk_(chunk, CublasProducts(chunk) if wide else TritonProducts(chunk))
+        step_chunk_(CublasProducts(chunk) if wide else TritonProducts(chunk))
 
 
 def suits(update: ParamUpdate) -> bool:
@@ -117,6 +118,7 @@ class _Launches:
     """What the launches for one chunk share, and those of the r x n chain."""
 
     def __init__(self, chunk: Chunk):
+        self.chunk = chunk
         first = chunk.matrices[0]
         assert first.error is not None
         self.count, self.device = len(chunk.matrices), first.param.device
@@ -127,18 +129,18 @@ class _Launches:
         self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, first.error.element_size())
         both = {first.error.dtype, first.param.dtype}
         self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
-        self.errors = self._addresses(chunk, "error")
+        self.errors = self._addresses("error")
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
         self.biases = self.scalars.biases(chunk.step)
 
-    def _addresses(self, chunk: Chunk, name: str) -> Tensor:
-        return addresses_of([getattr(matrix, name) for matrix in chunk.matrices])
+    def _addresses(self, name: str) -> Tensor:
+        return addresses_of([getattr(matrix, name) for matrix in self.chunk.matrices])
 
-    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    def target_rows(self, prev: LowRankState, projected: Tensor) -> Tensor:
         """Y' (B, r, n), up to a scale of each row, in one kernel."""
         rows = torch.empty_like(projected)
         kernels.target_kernel[(self.rank, self.count)](
-            projected, self._addresses(chunk, "exp_avg"), self.biases, rows, self.n, self.rank, chunk.hyper.rho,
+            projected, self._addresses("exp_avg"), self.biases, rows, self.n, self.rank, self.chunk.hyper.rho,
             BLOCK=1024,
         )  # fmt: skip
         return rows
@@ -156,35 +158,39 @@ class _Launches:
         )  # fmt: skip
         return products.sum(1)
 
-    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+    def orthonormalize(self, columns: Tensor, *, fallback: Tensor) -> Tensor:
+        """orth(X) (B, m, r), and the fallback where X is all zero."""
+        return cholesky_qr(columns, fallback=fallback, inner=self.inner)
+
+    def advance_(self, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> Descent:
         """m and v in place, and the factors that E and W are updated from, in one kernel."""
-        moves, hyper = chunk.kind.moves_subspace, chunk.hyper
+        moves, hyper = self.chunk.kind.moves_subspace, self.chunk.hyper
         change = self.inner(basis.mT, prev.basis.mT)  # Q
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
         right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
         block = 64 if self.rank <= 64 else 32
         kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
-            low_rank_grad, change, self._addresses(chunk, "exp_avg"), self._addresses(chunk, "exp_avg_sq"),
+            low_rank_grad, change, self._addresses("exp_avg"), self._addresses("exp_avg_sq"),
             descent, right, self.biases, self.scalars.accepts,
             self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
             MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
             R=self.padded_rank, BLOCK_N=block, BLOCK_K=min(32, self.padded_rank),
             num_warps=4 if self.rank <= 64 else 8, num_stages=2,
         )  # fmt: skip
-        return right, descent
+        return list(right.split(self.rank, dim=-2)), descent
 
 
 class TritonProducts(_Launches):
     """Large products by kernels over all matrices of a chunk."""
 
-    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
+    def correct(self, basis: Tensor) -> Tensor:
         """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
-        grad = chunk.matrices[0].grad
-        grads = self._addresses(chunk, "grad")
-        sign = -1.0 if chunk.hyper.maximize else 1.0
-        return [], self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
+        grad = self.chunk.matrices[0].grad
+        grads = self._addresses("grad")
+        sign = -1.0 if self.chunk.hyper.maximize else 1.0
+        return self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
 
-    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
+    def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
         return self._project(basis, self.errors, grad_dtype=self.error_dtype, sign=1.0, add=False)
 
@@ -197,7 +203,7 @@ class TritonProducts(_Launches):
         )  # fmt: skip
         return rows
 
-    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+    def lift(self, rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
         rows = rows.contiguous()
         columns = rows.new_empty(self.count, self.m, self.rank)
@@ -208,14 +214,15 @@ class TritonProducts(_Launches):
         )  # fmt: skip
         return columns
 
-    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
-        """E = A - left right and W = (1 - lr wd) W - U descent, in one pass over both."""
-        weight = chunk.matrices[0].param
+    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in one pass over both."""
+        weight = self.chunk.matrices[0].param
+        left, right = torch.cat(bases, dim=-1), torch.cat(lost, dim=-2)
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
         config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
         tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
         kernels.finish_kernel[(tiles, self.count)](
-            self.errors, self._addresses(chunk, "param"), left, right, descent, self.scalars.decays,
+            self.errors, self._addresses("param"), left, right, descent, self.scalars.decays,
             self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(),
             ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
             PRECISION="tf32x3", **config,
