@@ -9,6 +9,7 @@ from ldadam.algorithm import LowRankState
 from ldadam.backends import eager
 from ldadam.backends.corrected import Corrected
 from ldadam.backends.matrices import Chunk, Matrix, chunks
+from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
 from ldadam.subspace import cholesky_qr, first_basis, nonzero, orthonormalize, range_finder
@@ -25,7 +26,7 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
     device = updates[0].param.device.type if updates else "cpu"
     scratch = SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])
     for chunk in chunks(fast, max_scratch=scratch):
-        step_chunk_(TorchProducts(chunk))
+        run_alone(step_chunk_(TorchProducts(chunk)))
 
 
 def dense_step_(updates: Sequence[ParamUpdate]) -> None:
@@ -127,11 +128,11 @@ class TorchProducts:
             return cholesky_qr(columns, fallback=fallback)
         return orthonormalize(columns.mT.contiguous().mT, fallback=fallback)
 
-    def advance_(self, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> Descent:
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
         """m and v in place, and the factors that E and W are updated from."""
         if isinstance(self.chunk.step, Tensor):
-            return advance_(self.chunk, prev, basis, low_rank_grad)
-        return _advance_in_place_(self.chunk, prev, basis, low_rank_grad, step=self.chunk.step)
+            return advance_(self.chunk, prev, change, low_rank_grad)
+        return _advance_in_place_(self.chunk, prev, change, low_rank_grad, step=self.chunk.step)
 
     def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
         """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place."""
@@ -160,18 +161,17 @@ def _descend_(matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | T
 
 
 def _advance_in_place_(
-    chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor, *, step: float
+    chunk: Chunk, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor, *, step: float
 ) -> Descent:
     """`Products.advance_` with as few passes over r x n tensors as torch's kernels allow; consumes those of `prev`."""
     (beta1, beta2), hyper = chunk.hyper.betas, chunk.hyper
     exp_avg, exp_avg_sq, lost = prev.exp_avg, prev.exp_avg_sq, [low_rank_grad]
-    if chunk.kind.moves_subspace:
+    if change is not None:
         # |Q.Q (v_hat - m_hat.m_hat) + (Q m_hat).(Q m_hat)| (1 - beta2^(t-1)), with v and m for v_hat and m_hat
         ratio = (1 - beta2 ** (step - 1)) / (1 - beta1 ** (step - 1)) ** 2 if step > 1 else 0.0
-        change = basis.mT @ prev.basis  # Q
         exp_avg = change @ prev.exp_avg  # m_half
         variance = exp_avg_sq.addcmul_(prev.exp_avg, prev.exp_avg, value=-ratio)
-        exp_avg_sq = (change.square_() @ variance).addcmul_(exp_avg, exp_avg, value=ratio).abs_()  # v_half
+        exp_avg_sq = (change.square() @ variance).addcmul_(exp_avg, exp_avg, value=ratio).abs_()  # v_half
         momentum = beta1 / (1 - beta1)  # c
         lost = [low_rank_grad.add(exp_avg, alpha=momentum), prev.exp_avg.mul_(-momentum)]
     exp_avg.lerp_(low_rank_grad, 1 - beta1)  # m

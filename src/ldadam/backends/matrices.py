@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import math_dtype
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
     step: float | None  # None where the device keeps it
     is_first: bool
     moves_subspace: bool
+    shards: Shards | None
 
 
 @dataclass(frozen=True)
@@ -134,4 +136,5 @@ def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
         step=None if isinstance(update.step, Tensor) else update.step,
         is_first=update.is_first,
         moves_subspace=update.moves_subspace,
+        shards=update.shards,
     )

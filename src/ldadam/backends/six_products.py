@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ldadam.algorithm import LowRankState, adam_direction, change_basis, unbiased
 from ldadam.backends.matrices import Chunk
-from ldadam.subspace import RANGE_FINDER_ITERATIONS, unit_columns
+from ldadam.backends.partial import Partial, Shards, Steps
+from ldadam.subspace import RANGE_FINDER_ITERATIONS, nonzero, unit_columns
 
 # What E loses in U and in U_minus, and what W loses in U.
 Descent = tuple[list[Tensor], Tensor]
@@ -56,8 +57,8 @@ class Products(Protocol):
         """U = orth(X) (B, m, r), and the fallback where X is all zero."""
         ...
 
-    def advance_(self, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> Descent:
-        """m and v in place, from a (B, r, n).
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
+        """m and v in place, from Q (B, r, r), or None where the basis was kept, and a (B, r, n).
 
         Returns:
             What U and U_minus are multiplied by in E, [a + c m_half, -c m_minus], each (B, r, n), or [a] where the
@@ -70,52 +71,85 @@ class Products(Protocol):
         ...
 
 
-def step_chunk_(products: Products) -> None:
+def step_chunk_(products: Products) -> Steps:
     """Move the matrices of a chunk, and their state, by one step, in place."""
     chunk = products.chunk
     prev = LowRankState(chunk.stack("basis"), chunk.stack("exp_avg"), chunk.stack("exp_avg_sq"), torch.zeros(()))
-    low_rank_grad = products.correct(prev.basis)  # U_minus' A
-    bases = [prev.basis]
+    (low_rank_grad,) = yield [Partial(products.correct(prev.basis), "m", "U_minus'A", of_gradient=True)]
+    bases, change = [prev.basis], None
     if chunk.kind.moves_subspace:
-        bases = [track_subspace(products, prev, low_rank_grad), prev.basis]  # U, U_minus
-        low_rank_grad = products.project(bases[0])  # a
-    lost, descent = products.advance_(prev, bases[0], low_rank_grad)
+        basis = yield from track_subspace(products, prev, low_rank_grad)  # U
+        bases.insert(0, basis)
+        low_rank_grad, change = yield [
+            Partial(products.project(basis), "m", "U'A", of_gradient=True),  # a
+            Partial(products.inner(basis.mT, prev.basis.mT), "m", "U'U_minus"),  # Q
+        ]
+    lost, descent = products.advance_(prev, change, low_rank_grad)
     products.finish_(bases, lost, descent)
     if chunk.kind.moves_subspace:
         chunk.unstack_("basis", bases[0])
 
 
-def track_subspace(products: Products, prev: LowRankState, projected: Tensor) -> Tensor:
+def track_subspace(products: Products, prev: LowRankState, projected: Tensor) -> Steps:
     """U (B, m, r): one power iteration from the previous basis, or the range finder's from the random one."""
     chunk, basis = products.chunk, prev.basis
-    rho = chunk.hyper.rho
+    rho, shards = chunk.hyper.rho, chunk.kind.shards
     for iteration in range(RANGE_FINDER_ITERATIONS if chunk.kind.is_first else 1):
         if iteration:
-            projected = products.project(basis)
-        rows = products.target_rows(prev, projected)  # Y'
-        overlap = unbiased(products.inner(prev.exp_avg, rows), chunk.hyper.betas[0], chunk.step - 1)  # m_hat Y
-        columns = torch.baddbmm(products.lift(rows), basis, overlap, beta=1 - rho, alpha=rho)  # X
-        basis = products.orthonormalize(columns, fallback=basis)
+            (projected,) = yield [Partial(products.project(basis), "m", "U'A", of_gradient=True)]
+        if shards is None or not shards.n:
+            rows = products.target_rows(prev, projected)  # Y'
+        else:
+            rows = yield from shared_target_rows(chunk, prev, projected)
+        lifted, overlap = yield [
+            Partial(products.lift(rows), "n", "A Y", of_gradient=True),
+            Partial(products.inner(prev.exp_avg, rows), "n", "m_minus Y"),
+        ]
+        overlap = unbiased(overlap, chunk.hyper.betas[0], chunk.step - 1)  # m_hat Y
+        columns = torch.baddbmm(lifted, basis, overlap, beta=1 - rho, alpha=rho)  # X
+        if shards is None or not shards.m:
+            basis = products.orthonormalize(columns, fallback=basis)
+        else:
+            basis = yield from shared_orthonormalize(products, columns, fallback=basis, shards=shards)
     return basis
+
+
+def shared_target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Steps:
+    """Y' (B, r, n) where ranks hold blocks of n: the scale of a row is that of the whole row."""
+    rows = subspace_target_rows(chunk, prev, projected)
+    (largest,) = yield [Partial(rows.abs().amax(dim=-1, keepdim=True), "n", "largest of Y", op="max")]
+    return rows / nonzero(largest)
+
+
+def shared_orthonormalize(products: Products, columns: Tensor, *, fallback: Tensor, shards: Shards) -> Steps:
+    """U = orth(X) (B, m, r) where ranks hold blocks of m: each orthonormalizes the whole, and keeps its block."""
+    whole = yield [
+        Partial(shards.embed_rows(columns), "m", "X"),
+        Partial(shards.embed_rows(fallback), "m", "U_minus"),
+    ]
+    return products.orthonormalize(whole[0], fallback=whole[1])[:, slice(*shards.rows)]
 
 
 def target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
     """`Products.target_rows` by the page's own functions."""
+    return unit_columns(subspace_target_rows(chunk, prev, projected).mT).mT
+
+
+def subspace_target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    """Y' = rho m_hat + (1 - rho) U_minus'A (B, r, n)."""
     exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
-    rows = chunk.hyper.rho * exp_avg_hat + (1 - chunk.hyper.rho) * projected  # Y'
-    return unit_columns(rows.mT).mT
+    return chunk.hyper.rho * exp_avg_hat + (1 - chunk.hyper.rho) * projected
 
 
-def advance_(chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> Descent:
+def advance_(chunk: Chunk, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
     """`Products.advance_` by the page's own functions."""
     (beta1, beta2), step = chunk.hyper.betas, chunk.step
-    moves = chunk.kind.moves_subspace
-    carried = change_basis(prev, basis, step=step, betas=(beta1, beta2)) if moves else prev  # m_half, v_half
+    carried = prev if change is None else change_basis(prev, change, step=step, betas=(beta1, beta2))  # m_half, v_half
     exp_avg = torch.lerp(carried.exp_avg, low_rank_grad, 1 - beta1)  # m
     exp_avg_sq = torch.lerp(carried.exp_avg_sq, low_rank_grad.square(), 1 - beta2)  # v
     direction = adam_direction(exp_avg, exp_avg_sq, step=step, betas=(beta1, beta2), eps=chunk.hyper.eps)  # d
     lost = [low_rank_grad]
-    if moves:
+    if change is not None:
         ratio = beta1 / (1 - beta1)  # c
         lost = [low_rank_grad.add(carried.exp_avg, alpha=ratio), prev.exp_avg * -ratio]
     chunk.unstack_("exp_avg", exp_avg)

@@ -19,6 +19,7 @@ from ldadam.algorithm import LowRankState
 from ldadam.backends import batched
 from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
+from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, step_chunk_
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
@@ -42,7 +43,7 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
     batched.step_([update for update in updates if not suits(update)])
     for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
         wide = chunk.kind.rank > MAX_RANK_OF_PRODUCTS
-        step_chunk_(CublasProducts(chunk) if wide else TritonProducts(chunk))
+        run_alone(step_chunk_(CublasProducts(chunk) if wide else TritonProducts(chunk)))
 
 
 def suits(update: ParamUpdate) -> bool:
@@ -162,15 +163,15 @@ class _Launches:
         """orth(X) (B, m, r), and the fallback where X is all zero."""
         return cholesky_qr(columns, fallback=fallback, inner=self.inner)
 
-    def advance_(self, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> Descent:
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
         """m and v in place, and the factors that E and W are updated from, in one kernel."""
-        moves, hyper = self.chunk.kind.moves_subspace, self.chunk.hyper
-        change = self.inner(basis.mT, prev.basis.mT)  # Q
+        moves, hyper = change is not None, self.chunk.hyper
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
         right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
         block = 64 if self.rank <= 64 else 32
         kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
-            low_rank_grad, change, self._addresses("exp_avg"), self._addresses("exp_avg_sq"),
+            low_rank_grad, change if moves else low_rank_grad,
+            self._addresses("exp_avg"), self._addresses("exp_avg_sq"),
             descent, right, self.biases, self.scalars.accepts,
             self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
             MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldadam.backends.partial import Shards
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout, math_dtype
 
@@ -21,6 +22,7 @@ class ParamUpdate:
         hyper: the hyperparameters of its group.
         layout: how it is seen as a matrix; None for dense AdamW.
         is_first: whether the basis is still the random one it was created with.
+        shards: which block of its matrix the parameter is, and who holds the others; None for the whole.
     """
 
     param: Tensor
@@ -30,6 +32,7 @@ class ParamUpdate:
     hyper: Hyperparameters
     layout: MatrixLayout | None = None
     is_first: bool = False
+    shards: Shards | None = None
 
     @property
     def moves_subspace(self) -> bool:
