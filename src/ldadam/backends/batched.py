@@ -1,6 +1,6 @@
 """Six products with torch's own kernels: equal matrices together, the large products in place."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from ldadam.backends import eager
 from ldadam.backends.corrected import Corrected
 from ldadam.backends.matrices import Chunk, Matrix, chunks
 from ldadam.backends.partial import run_alone
-from ldadam.backends.six_products import Descent, accepted, advance_, step_chunk_, target_rows
+from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
-from ldadam.subspace import cholesky_qr, first_basis, nonzero, orthonormalize, range_finder
+from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough to amortise small operations.
 # CPUs gain nothing beyond their caches, GPUs want many matrices at a time.
@@ -22,11 +22,15 @@ SCRATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
     eager.step_([update for update in updates if needs_page(update)])
-    fast = [update for update in updates if not needs_page(update)]
+    for one in products([update for update in updates if not needs_page(update)]):
+        run_alone(step_chunk_(one))
+
+
+def products(updates: Sequence[ParamUpdate]) -> Iterator[Products]:
+    """The products of each chunk of these parameters."""
     device = updates[0].param.device.type if updates else "cpu"
-    scratch = SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])
-    for chunk in chunks(fast, max_scratch=scratch):
-        run_alone(step_chunk_(TorchProducts(chunk)))
+    for chunk in chunks(updates, max_scratch=SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])):
+        yield TorchProducts(chunk)
 
 
 def dense_step_(updates: Sequence[ParamUpdate]) -> None:
@@ -67,9 +71,7 @@ def needs_page(update: ParamUpdate) -> bool:
     """Whether a step is left to the page: bases from decompositions, and storage that has no matrix view."""
     layout = update.layout
     assert layout is not None
-    if update.hyper.proj_method != "power_iteration":
-        return True
-    if update.is_first and first_basis("power_iteration", shorter_side=min(layout.m, layout.n)) is not range_finder:
+    if update.shards is None and eager.decomposition(update) is not None:
         return True
     tensors = (update.param, update.grad)
     return len(layout.shape) > 3 and not all(tensor.is_contiguous() for tensor in tensors)
@@ -90,6 +92,10 @@ class TorchProducts:
         """A = G + E for each matrix, and U'A (B, r, n)."""
         self.corrected = Corrected(self.chunk)
         return self.project(basis)
+
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n)."""
+        return torch.stack(list(self.corrected))
 
     def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""

@@ -1,6 +1,6 @@
 """Parameters as 2-D matrices, grouped so that equal ones are stepped together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldadam.backends.eager import decomposition
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
@@ -39,6 +40,7 @@ class Kind(NamedTuple):
     is_first: bool
     moves_subspace: bool
     shards: Shards | None
+    decomposition: Callable[[Tensor, Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int) -> Iterator[Chun
         for matrix, kind in _matrices(update):
             by_kind.setdefault(kind, []).append((matrix, update))
     for kind, members in by_kind.items():
-        size = max(1, max_scratch // scratch_bytes(kind))
+        size = max(1, max_scratch // max(1, scratch_bytes(kind)))
         for start in range(0, len(members), size):
             part = members[start : start + size]
             step = common_step([update for _, update in part])
@@ -137,4 +139,5 @@ def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
         is_first=update.is_first,
         moves_subspace=update.moves_subspace,
         shards=update.shards,
+        decomposition=decomposition(update),
     )

@@ -37,6 +37,10 @@ class Shards:
         before, after = self.rows[0], self.shape[0] - self.rows[1]
         return pad(block, (0, 0, before, after))
 
+    def embed_cols(self, block: Tensor) -> Tensor:
+        """A block (B, l, n) of columns in zeros of the whole (B, l, n)."""
+        return pad(block, (self.cols[0], self.shape[1] - self.cols[1]))
+
 
 class Partial(NamedTuple):
     """A tensor computed from the local block of a matrix, which the ranks that share the matrix have to combine.

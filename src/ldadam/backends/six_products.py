@@ -37,6 +37,10 @@ class Products(Protocol):
         """A = G + E for each matrix, which the other products read, and U'A (B, r, n)."""
         ...
 
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n) itself, for bases that come from a decomposition."""
+        ...
+
     def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
         ...
@@ -94,6 +98,8 @@ def track_subspace(products: Products, prev: LowRankState, projected: Tensor) ->
     """U (B, m, r): one power iteration from the previous basis, or the range finder's from the random one."""
     chunk, basis = products.chunk, prev.basis
     rho, shards = chunk.hyper.rho, chunk.kind.shards
+    if chunk.kind.decomposition is not None:
+        return (yield from shared_decomposition(products, prev, shards))
     for iteration in range(RANGE_FINDER_ITERATIONS if chunk.kind.is_first else 1):
         if iteration:
             (projected,) = yield [Partial(products.project(basis), "m", "U'A", of_gradient=True)]
@@ -128,6 +134,20 @@ def shared_orthonormalize(products: Products, columns: Tensor, *, fallback: Tens
         Partial(shards.embed_rows(fallback), "m", "U_minus"),
     ]
     return products.orthonormalize(whole[0], fallback=whole[1])[:, slice(*shards.rows)]
+
+
+def shared_decomposition(products: Products, prev: LowRankState, shards: Shards | None) -> Steps:
+    """U (B, m, r) of a decomposition of B where ranks hold blocks of it: each decomposes the whole."""
+    chunk = products.chunk
+    assert shards is not None and chunk.kind.decomposition is not None
+    exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
+    target = chunk.hyper.rho * (prev.basis @ exp_avg_hat) + (1 - chunk.hyper.rho) * products.corrected_grads()  # B
+    wide, basis = yield [
+        Partial(shards.embed_rows(shards.embed_cols(target)), "m", "B", of_gradient=True),
+        Partial(shards.embed_rows(prev.basis), "m", "U_minus"),
+    ]
+    (whole,) = yield [Partial(wide, "n", "B")]
+    return chunk.kind.decomposition(whole, basis)[:, slice(*shards.rows)]
 
 
 def target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 # A kernel's constants are passed as what they hold.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -16,11 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ldadam.algorithm import LowRankState
-from ldadam.backends import batched
+from ldadam.backends import batched, eager
 from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
 from ldadam.backends.partial import run_alone
-from ldadam.backends.six_products import Descent, step_chunk_
+from ldadam.backends.six_products import Descent, Products, step_chunk_
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
@@ -40,10 +40,16 @@ _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
-    batched.step_([update for update in updates if not suits(update)])
+    eager.step_([update for update in updates if batched.needs_page(update)])
+    for one in products([update for update in updates if not batched.needs_page(update)]):
+        run_alone(step_chunk_(one))
+
+
+def products(updates: Sequence[ParamUpdate]) -> Iterator[Products]:
+    """The products of each chunk of these parameters."""
+    yield from batched.products([update for update in updates if not suits(update)])
     for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
-        wide = chunk.kind.rank > MAX_RANK_OF_PRODUCTS
-        run_alone(step_chunk_(CublasProducts(chunk) if wide else TritonProducts(chunk)))
+        yield CublasProducts(chunk) if chunk.kind.rank > MAX_RANK_OF_PRODUCTS else TritonProducts(chunk)
 
 
 def suits(update: ParamUpdate) -> bool:
@@ -53,6 +59,7 @@ def suits(update: ParamUpdate) -> bool:
     tensors = [update.param, update.grad, *(() if error is None else (error,))]
     return (
         not batched.needs_page(update)
+        and update.param.numel() > 0
         and error is not None
         and layout.rank <= MAX_RANK
         and layout.m * layout.n < 2**31
@@ -183,6 +190,10 @@ class _Launches:
 
 class TritonProducts(_Launches):
     """Large products by kernels over all matrices of a chunk."""
+
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n)."""
+        return self.chunk.stack("error").to(self.chunk.dtype)
 
     def correct(self, basis: Tensor) -> Tensor:
         """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""

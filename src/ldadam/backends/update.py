@@ -35,6 +35,12 @@ class ParamUpdate:
     shards: Shards | None = None
 
     @property
+    def shorter_side(self) -> int:
+        """Of the whole matrix."""
+        assert self.layout is not None
+        return min(self.layout.m, self.layout.n) if self.shards is None else min(self.shards.shape)
+
+    @property
     def moves_subspace(self) -> bool:
         """Whether this step finds a new basis: always, but for an `update_interval` above 1."""
         if self.is_first or self.hyper.update_interval == 1:
