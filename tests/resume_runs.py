@@ -14,6 +14,8 @@ VARIANTS = {
     "defaults": {},
     "no error feedback": {"error_feedback": False},
     "bfloat16 buffer": {"error_dtype": "bfloat16"},
+    "int8 buffer": {"error_dtype": "int8"},
+    "int4 buffer": {"error_dtype": "int4"},
     "interval": {"update_interval": 4},
     "skipping": {"skip_nonfinite": True},
 }

@@ -43,7 +43,8 @@ class LDAdamW(Optimizer):
         proj_type: the projected side: "std" the shorter, "reverse_std" the longer, "left" rows, "right" columns.
         proj_method: how the basis moves: "power_iteration", "svd" or "svd_lowrank".
         error_feedback: whether what the subspace misses is kept in E and added to the next gradient.
-        error_dtype: dtype of E: "float32", "bfloat16", "float64", or None for the parameter's.
+        error_dtype: storage of E: "float32", "bfloat16", "float64", None for the parameter's dtype, or quantised in
+            blocks of a row: "int8" or "int4". It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with

@@ -62,7 +62,12 @@ def _suits_fused(update: ParamUpdate) -> bool:
 
 
 def needs_page(update: ParamUpdate) -> bool:
-    """Whether a step is left to the page: bases from decompositions, and storage that has no matrix view."""
+    """Whether a step is left to the page, as it has no products here or E is stored in codes."""
+    return has_no_products(update) or "error_scale" in update.state
+
+
+def has_no_products(update: ParamUpdate) -> bool:
+    """Whether only the page can take a step: bases from decompositions, and storage that has no matrix view."""
     layout = update.layout
     assert layout is not None
     if update.hyper.proj_method != "power_iteration":

@@ -94,8 +94,6 @@ def _adamw_defaults() -> dict[str, Any]:
 
 
 def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
-    import torch
-
     from ldadam import LDAdamW, lowrank_param_groups
 
     assert config.rank is not None and config.beta1 is not None and config.beta2 is not None
@@ -110,7 +108,7 @@ def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
         groups,
         betas=(config.beta1, config.beta2),
         rank=config.rank,
-        error_dtype=getattr(torch, config.error_dtype) if config.error_dtype else None,
+        error_dtype=config.error_dtype,
         backend=config.backend,
         **hyperparameters,
     )
