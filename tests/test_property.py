@@ -34,6 +34,7 @@ OPTIONS = st.fixed_dictionaries(
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "maximize": st.booleans(),
         "skip_nonfinite": st.booleans(),
+        "stochastic_rounding": st.booleans(),
         "backend": st.sampled_from(PLAIN_BACKENDS),
     }
 )

@@ -62,8 +62,8 @@ def _suits_fused(update: ParamUpdate) -> bool:
 
 
 def needs_page(update: ParamUpdate) -> bool:
-    """Whether a step is left to the page, as it has no products here or E is stored in codes."""
-    return has_no_products(update) or "error_scale" in update.state
+    """Whether a step is left to the page: without products, with E in codes, or with weights rounded by chance."""
+    return has_no_products(update) or "error_scale" in update.state or update.rounds_by_chance
 
 
 def has_no_products(update: ParamUpdate) -> bool:

@@ -73,6 +73,7 @@ class PretrainConfig:
     )
     update_interval: int | None = option(None, "move the subspace every so many steps", panel="LDAdamW")
     skip_nonfinite: bool | None = option(None, "skip matrices whose gradient is not finite", panel="LDAdamW")
+    stochastic_rounding: bool | None = option(None, "round 16-bit weights by chance, without bias", panel="LDAdamW")
     backend: str | None = option(None, "implementation of the step", panel="LDAdamW")
     target_modules: str | None = option(
         None, "regex of the weights that get a rank; none: all but embeddings and head", panel="LDAdamW"

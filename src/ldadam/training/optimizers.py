@@ -29,6 +29,7 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "error_dtype",
     "update_interval",
     "skip_nonfinite",
+    "stochastic_rounding",
     "backend",
     "target_modules",
 )
@@ -102,7 +103,8 @@ def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
         model, rank=config.rank, target_modules=config.target_modules, weight_decay=config.weight_decay
     )
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
-    hyperparameters = {name: getattr(config, name) for name in (*passed_on, "update_interval", "skip_nonfinite")}
+    passed_on += ("update_interval", "skip_nonfinite", "stochastic_rounding")
+    hyperparameters = {name: getattr(config, name) for name in passed_on}
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(
         groups,
