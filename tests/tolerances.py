@@ -31,4 +31,15 @@ TOLERANCES = {
     "backend, float64, many steps": 1e-10,
     "backend, float32, many steps": 1e-4,
     "backend, bfloat16, many steps": 5e-2,
+    # An entry, its quotient by the scale and its product with it are rounded in float32, at up to 127 levels: 127 eps.
+    "codec, rounding of a level": 2e-5,
+    # A bfloat16 scale is off by half a unit in its last place.
+    "codec, scale": 2**-8,
+    # Rounding relative to the norm of normal numbers: nothing lost, half a unit in the last place, and a level over
+    # sqrt(12), where 2.5 standard deviations are 127 or 7 levels.
+    "stored error, float64": 0.0,
+    "stored error, float32": 0.0,
+    "stored error, bfloat16": 2**-8,
+    "stored error, int8": 7e-3,
+    "stored error, int4": 1.2e-1,
 }

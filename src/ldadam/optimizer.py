@@ -43,7 +43,8 @@ class LDAdamW(Optimizer):
         proj_type: the projected side: "std" the shorter, "reverse_std" the longer, "left" rows, "right" columns.
         proj_method: how the basis moves: "power_iteration", "svd" or "svd_lowrank".
         error_feedback: whether what the subspace misses is kept in E and added to the next gradient.
-        error_dtype: dtype of E: "float32", "bfloat16", "float64", or None for the parameter's.
+        error_dtype: storage of E: "float32", "bfloat16", "float64", None for the parameter's dtype, or quantised in
+            blocks of a row: "int8" or "int4". It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
@@ -53,6 +54,10 @@ class LDAdamW(Optimizer):
             outside of it. Schedules then need a tensor `lr`.
         skip_nonfinite: leave a parameter and its state as they are in a step whose gradient has a NaN or infinity,
             decided on the device; state `num_skipped` counts these steps. Otherwise they spread, as in torch.
+        stochastic_rounding: round bfloat16 and float16 weights up or down by chance after each step, without bias, so
+            that updates too small for nearest rounding count on average. The chance depends on the step, the entry
+            and the parameter's place in the groups alone: a resumed run and replicas have the same bits. Float32 and
+            float64 weights are not affected.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.
@@ -89,6 +94,7 @@ class LDAdamW(Optimizer):
         backend: str = DEFAULTS.backend,
         capturable: bool = DEFAULTS.capturable,
         skip_nonfinite: bool = DEFAULTS.skip_nonfinite,
+        stochastic_rounding: bool = DEFAULTS.stochastic_rounding,
     ):
         arguments = locals()
         super().__init__(params, {name: arguments[name] for name in NAMES})
@@ -140,10 +146,25 @@ class LDAdamW(Optimizer):
         """What there is to do for each parameter of the group that has a gradient; its step is counted here."""
         found = [one for one in self._with_gradient(group, index, hyper) if not _is_priming(*one, hyper=hyper)]
         steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
+        numbers = self._numbers(index)
         return [
-            ParamUpdate(param, grad, state, step, hyper, layout_of(param, hyper), is_first=is_new or _is_one(step))
+            ParamUpdate(
+                param,
+                grad,
+                state,
+                step,
+                hyper,
+                layout_of(param, hyper),
+                is_first=is_new or _is_one(step),
+                number=numbers[param],
+            )
             for (param, grad, state, is_new), step in zip(found, steps, strict=True)
         ]
+
+    def _numbers(self, index: int) -> dict[Tensor, int]:
+        """The place of each parameter of a group among those of all groups."""
+        first = sum(len(group["params"]) for group in self.param_groups[:index])
+        return {param: first + position for position, param in enumerate(self.param_groups[index]["params"])}
 
     def _with_gradient(
         self, group: dict[str, Any], index: int, hyper: Hyperparameters

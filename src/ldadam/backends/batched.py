@@ -12,6 +12,7 @@ from ldadam.backends.matrices import Chunk, Matrix, chunks
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
+from ldadam.rounding import stochastic_round
 from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough to amortise small operations.
@@ -146,7 +147,7 @@ class TorchProducts:
         bases, lost = ([factor.to(corrected.dtype) for factor in factors] for factors in (bases, lost))
         pairs = [list(zip(*(factor.unbind() for factor in factors), strict=True)) for factors in (bases, lost)]
         for index, matrix in enumerate(chunk.matrices):
-            if matrix.error is not None:
+            if matrix.has_error:
                 error = corrected[index]
                 for basis, factor in zip(pairs[0][index], pairs[1][index], strict=True):
                     error.addmm_(basis, factor, alpha=-1)
@@ -158,11 +159,14 @@ class TorchProducts:
 
 def _descend_(matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor) -> None:
     """W = (1 - lr wd) W - U descent, in place."""
-    weight = matrix.param.to(factor.dtype)
+    dtype = factor.dtype if matrix.noise_key is None else torch.float32
+    weight = matrix.param.to(dtype)
     if isinstance(decay, Tensor) or decay:
         weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
-    weight.addmm_(basis, factor, alpha=-1)
-    if weight.dtype != matrix.param.dtype:
+    weight.addmm_(basis.to(dtype), factor.to(dtype), alpha=-1)
+    if matrix.noise_key is not None:
+        weight = matrix.own_rows(stochastic_round(matrix.own_rows(weight), matrix.param.dtype, key=matrix.noise_key))
+    if weight.dtype != matrix.param.dtype or matrix.noise_key is not None:
         matrix.param.copy_(weight)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ldadam import quantization
 from ldadam.backends.matrices import Chunk, Matrix
 
 
@@ -19,7 +20,7 @@ class Corrected:
         self.chunk, self.m, self.n = chunk, chunk.kind.m, chunk.kind.n
         first = chunk.matrices[0]
         self.dtype = _product_dtype(first, chunk.dtype)
-        self.has_contiguous_rows = first.grad.stride(1) == 1 if first.error is None else first.error.stride(1) == 1
+        self.has_contiguous_rows = not first.transposed if first.has_error else first.grad.stride(1) == 1
         self._in_place = first.error is not None and first.error.dtype == self.dtype
         if self._in_place:
             for matrix in chunk.matrices:
@@ -31,19 +32,34 @@ class Corrected:
 
     def __getitem__(self, index: int) -> Tensor:
         matrix = self.chunk.matrices[index]
-        if matrix.error is None:
+        if self._in_place:
+            assert matrix.error is not None
+            return matrix.error
+        if not matrix.has_error:
             grad = _accepted_grad(matrix).to(self.dtype)
             return -grad if self.chunk.hyper.maximize else grad
-        return matrix.error if self._in_place else self._add_grad(matrix, matrix.error.to(self.dtype))
+        return self._add_grad(matrix, self._error(matrix))
+
+    def _error(self, matrix: Matrix) -> Tensor:
+        """A copy of E in the dtype of the products."""
+        if matrix.quantized is None:
+            assert matrix.error is not None
+            return matrix.error.to(self.dtype)
+        cols = self.m if matrix.transposed else self.n
+        return matrix.own_rows(quantization.decode(matrix.quantized, cols=cols, dtype=self.dtype))
 
     def _add_grad(self, matrix: Matrix, error: Tensor) -> Tensor:
         return error.add_(_accepted_grad(matrix), alpha=-1 if self.chunk.hyper.maximize else 1)
 
     def keep_(self, index: int, error: Tensor) -> None:
         """Store E where A was not formed in its place."""
-        buffer = self.chunk.matrices[index].error
-        if buffer is not None and not self._in_place:
-            buffer.copy_(error)
+        matrix = self.chunk.matrices[index]
+        if matrix.quantized is not None:
+            kind = quantization.kind_of(matrix.quantized)
+            for old, new in zip(matrix.quantized, quantization.encode(matrix.own_rows(error), kind), strict=True):
+                old.copy_(new)
+        elif matrix.error is not None and not self._in_place:
+            matrix.error.copy_(error)
 
 
 def _accepted_grad(matrix: Matrix) -> Tensor:

@@ -20,7 +20,7 @@ def _step_one_(update: ParamUpdate) -> None:
     layout, state, hyper = update.layout, update.state, update.hyper
     assert layout is not None
     grad = update.descent_grad()
-    error = error_buffer.read(state, grad.dtype)
+    error = error_buffer.read(state, grad.shape, grad.dtype)
     direction, new = ldadam_step(
         layout.to_matrix(grad),
         LowRankState(
@@ -39,8 +39,7 @@ def _step_one_(update: ParamUpdate) -> None:
         update.param.to(grad.dtype), layout.from_matrix(direction), lr=hyper.lr, weight_decay=hyper.weight_decay
     )
     kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq, "param": moved}
-    if hyper.error_feedback:
-        kept["error_buffer"] = layout.from_matrix(new.error_buffer)
+    kept |= error_buffer.encode(layout.from_matrix(new.error_buffer), error_buffer.stored_name(state))
     update.keep_(kept)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from ldadam.backends.eager import decomposition
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
+from ldadam.error_buffer import KEYS
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import math_dtype
+from ldadam.quantization import Quantized
 
 
 class Matrix(NamedTuple):
@@ -20,11 +22,23 @@ class Matrix(NamedTuple):
 
     param: Tensor  # W   (m, n)
     grad: Tensor  # G   (m, n)
-    error: Tensor | None  # E   (m, n), None without error feedback
+    error: Tensor | None  # E   (m, n), None where it is kept in codes, or without error feedback
     basis: Tensor  # U_minus   (m, r)
     exp_avg: Tensor  # (r, n)
     exp_avg_sq: Tensor  # (r, n)
     accept: Tensor | None  # 0-d bool, None where no step is ever refused
+    quantized: Quantized | None  # E in codes, of the parameter's own rows
+    transposed: bool  # whether the parameter's own rows are columns here
+    noise_key: int | Tensor | None  # of the rounding of W; None where it rounds to nearest
+
+    @property
+    def has_error(self) -> bool:
+        """Whether there is error feedback."""
+        return self.error is not None or self.quantized is not None
+
+    def own_rows(self, matrix: Tensor) -> Tensor:
+        """A (m, n) tensor as the parameter has it; its own inverse."""
+        return matrix.mT if self.transposed else matrix
 
 
 class Kind(NamedTuple):
@@ -109,10 +123,11 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
     assert layout is not None
     accept = update.accepts()
     update.count_skip_(accept)
-    error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state else None
+    quantized = Quantized(*(state[key] for key in KEYS)) if "error_scale" in state else None
+    error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state and quantized is None else None
     param, grad = layout.to_matrix(update.param), layout.to_matrix(update.grad)
     parts = range(layout.batch[0]) if layout.batch else [...]
-    for part in parts:
+    for number, part in enumerate(parts):
         matrix = Matrix(
             param[part],
             grad[part],
@@ -121,12 +136,16 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
             state["exp_avg"][part],
             state["exp_avg_sq"][part],
             accept,
+            None if quantized is None else Quantized(*(tensor[part] for tensor in quantized)),
+            layout.transposed,
+            update.noise_key(start=number * layout.m * layout.n) if update.rounds_by_chance else None,
         )
         yield matrix, _kind(matrix, update, layout.rank)
 
 
 def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
-    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error) if tensor is not None]
+    codes = None if matrix.quantized is None else matrix.quantized.codes
+    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error, codes) if tensor is not None]
     m, n = matrix.param.shape
     return Kind(
         m=m,

@@ -60,6 +60,7 @@ def suits(update: ParamUpdate) -> bool:
     return (
         not batched.needs_page(update)
         and update.param.numel() > 0
+        and not update.rounds_by_chance
         and error is not None
         and layout.rank <= MAX_RANK
         and layout.m * layout.n < 2**31
@@ -94,8 +95,13 @@ def dense_step_(updates: Sequence[ParamUpdate]) -> None:
 
 def _suits_dense(update: ParamUpdate) -> bool:
     tensors = (update.param, update.grad)
-    return update.param.numel() > 0 and all(
-        tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
+    return (
+        update.param.numel() > 0
+        and not update.rounds_by_chance
+        and all(
+            tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+            for tensor in tensors
+        )
     )
 
 

@@ -17,6 +17,7 @@ from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
+from ldadam.quantization import LARGEST_CODE
 
 # Which dimension of a state tensor lies along each side of the matrix; the basis is (..., m, r), moments (..., r, n).
 _SIDES_OF_STATE = {"basis": {"m": -2}, "exp_avg": {"n": -1}, "exp_avg_sq": {"n": -1}}
@@ -37,7 +38,7 @@ def refuse_placements(param: DTensor, layout: MatrixLayout | None, hyper: Hyperp
     splits_columns = (shards.m if layout.transposed else shards.n) != ()
     if splits_columns and len(layout.shape) > 3:
         raise NotImplementedError(f"{name} of shape {layout.shape} is sharded within its filters; shard dimension 0")
-    if splits_columns and error_buffer.is_quantized(hyper.error_dtype):
+    if splits_columns and hyper.error_dtype in LARGEST_CODE:
         raise NotImplementedError(
             f"{name} is sharded by columns, which would cut the blocks of error_dtype={hyper.error_dtype!r}; use "
             'error_dtype="bfloat16", or shard dimension 0'

@@ -66,10 +66,14 @@ class PretrainConfig:
     )
     error_feedback: bool | None = option(None, "keep what the projection drops for later steps", panel="LDAdamW")
     error_dtype: str | None = option(
-        None, "storage of the error buffer; none: the weight's dtype", panel="LDAdamW", choices=("float32", "bfloat16")
+        None,
+        "storage of the error buffer; none: the weight's dtype",
+        panel="LDAdamW",
+        choices=("float32", "bfloat16", "int8", "int4"),
     )
     update_interval: int | None = option(None, "move the subspace every so many steps", panel="LDAdamW")
     skip_nonfinite: bool | None = option(None, "skip matrices whose gradient is not finite", panel="LDAdamW")
+    stochastic_rounding: bool | None = option(None, "round 16-bit weights by chance, without bias", panel="LDAdamW")
     backend: str | None = option(None, "implementation of the step", panel="LDAdamW")
     target_modules: str | None = option(
         None, "regex of the weights that get a rank; none: all but embeddings and head", panel="LDAdamW"

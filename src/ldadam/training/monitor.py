@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldadam import error_buffer
+
 LOW_RANK_STATE = ("exp_avg", "basis")
 
 
@@ -56,7 +58,7 @@ class SubspaceMonitor:
         state = self.optimizer.state.get(parameter, {})
         corrected = parameter.grad.float() if parameter.grad is not None else parameter.float()
         if "error_buffer" in state:
-            corrected = corrected + state["error_buffer"].float()
+            corrected = corrected + error_buffer.read(state, corrected.shape, corrected.dtype)
         exp_avg, basis = (state[key].clone() if key in state else None for key in LOW_RANK_STATE)
         norm = torch.linalg.vector_norm(corrected)
         return _Before(self.names[parameter], parameter, beta1, norm, exp_avg, basis)
@@ -72,7 +74,8 @@ class SubspaceMonitor:
             kept = torch.linalg.vector_norm(low_rank_gradient(before, state["exp_avg"], state["basis"]))
             captured[before.name] = float(kept / before.norm) if before.norm > 0 else 1.0
             if "error_buffer" in state:
-                error_norm[before.name] = float(torch.linalg.vector_norm(state["error_buffer"].float()))
+                error = error_buffer.read(state, before.parameter.shape, torch.float32)
+                error_norm[before.name] = float(torch.linalg.vector_norm(error))
         self._before = []
         return {"captured": captured, "error_norm": error_norm}
 
