@@ -30,3 +30,8 @@ def read(state: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     if "error_buffer" not in state:
         return torch.zeros((), dtype=dtype, device=state["exp_avg"].device)
     return state["error_buffer"].to(dtype)
+
+
+def add_(state: dict[str, Tensor], grad: Tensor, *, sign: int) -> None:
+    """E + sign G, of the parameter's shape, in place; rounded once to the dtype of the buffer."""
+    state["error_buffer"].add_(grad, alpha=sign)
