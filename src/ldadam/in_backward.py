@@ -31,7 +31,8 @@ def step_in_backward(
     - Clipping by the global norm. `clip_grad_norm_` after backward finds no gradients and clips nothing, silently.
     - `torch.amp.GradScaler`: backward has the scaled gradient. Refused at the first `scaler.step(optimizer)`; use
       bfloat16, which needs no scaler.
-    - `DistributedDataParallel`, which averages gradients after the hook. Refused where several processes exist.
+    - Data parallelism, where gradients are averaged after the hook has seen them (`DistributedDataParallel`). Refused
+      at the first gradient where `torch.distributed` has several processes.
     - `backward(retain_graph=True)` to use a graph twice, and reentrant checkpointing of shared parameters: weights
       change on the way.
 
@@ -174,7 +175,8 @@ class StepInBackward:
         if progress.num_steps + is_pending <= 1:
             return
         reason = (
-            "its gradient was written again after backward, as DistributedDataParallel does: use one or the other"
+            "its gradient was set after backward had moved it, by hand or by DistributedDataParallel; call remove() on the "
+            "handle of step_in_backward to step after backward"
             if is_pending and not progress.num_summed
             else f"backward ran more often than accumulation_steps={self._accumulation_steps} times; give "
             "step_in_backward the number of backward passes of one step, and call step() once after them"
