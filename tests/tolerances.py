@@ -31,4 +31,8 @@ TOLERANCES = {
     "backend, float64, many steps": 1e-10,
     "backend, float32, many steps": 1e-4,
     "backend, bfloat16, many steps": 5e-2,
+    # A dozen steps of a tiny run in float32, whose micro-batches are summed in another order: of the loss, and of the
+    # share that the subspace captures, which hangs on the basis.
+    "learning curve, other order": 1e-4,
+    "captured, other order": 1e-2,
 }

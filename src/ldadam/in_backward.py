@@ -175,8 +175,8 @@ class StepInBackward:
         if progress.num_steps + is_pending <= 1:
             return
         reason = (
-            "its gradient was set after backward had moved it, by hand or by DistributedDataParallel; call remove() on the "
-            "handle of step_in_backward to step after backward"
+            "its gradient was set after backward had moved it, by hand or by DistributedDataParallel; call remove() on "
+            "the handle of step_in_backward to step after backward"
             if is_pending and not progress.num_summed
             else f"backward ran more often than accumulation_steps={self._accumulation_steps} times; give "
             "step_in_backward the number of backward passes of one step, and call step() once after them"
