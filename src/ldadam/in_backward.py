@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -33,8 +34,8 @@ def step_in_backward(
       bfloat16, which needs no scaler.
     - Data parallelism, where gradients are averaged after the hook has seen them (`DistributedDataParallel`). Refused
       at the first gradient where `torch.distributed` has several processes.
-    - `backward(retain_graph=True)` to use a graph twice, and reentrant checkpointing of shared parameters: weights
-      change on the way.
+    - Using a graph twice (`retain_graph=True`), which torch refuses once weights have moved, and reentrant activation
+      checkpointing of a parameter that several segments share, which `step()` refuses.
 
     Args:
         optimizer: its parameters that require a gradient get a hook.
@@ -43,7 +44,7 @@ def step_in_backward(
             down to it. This is not the global norm. Only without accumulation.
 
     Returns:
-        A handle: `remove()`, or leaving it as a context, brings the ordinary path back.
+        A handle: `remove()`, or leaving it as a context, brings the ordinary path back. It need not be kept.
 
     Raises:
         TypeError: not an `LDAdamW`, such as a wrapper around one.
@@ -94,6 +95,13 @@ class _Progress:
     num_steps: int = 0
 
 
+def _call_if_alive(method: WeakMethod[Any], progress: _Progress, param: Tensor) -> None:
+    """The optimizer keeps the handle alive. Hooks must not: Python cannot collect a cycle through those of a tensor."""
+    alive = method()
+    if alive is not None:
+        alive(progress, param)
+
+
 class StepInBackward:
     """What `step_in_backward` returns: `remove()`, or leave it as a context, to step after backward again."""
 
@@ -112,7 +120,7 @@ class StepInBackward:
             for position, param in enumerate(group["params"]):
                 if param.requires_grad:
                     progress = self._progress[param] = _Progress(index, position)
-                    hook = partial(self._on_gradient, progress)
+                    hook = partial(_call_if_alive, WeakMethod(self._on_gradient), progress)
                     self._handles.append(param.register_post_accumulate_grad_hook(hook))
         setattr(optimizer, _TALKS_TO_GRAD_SCALER, True)
 
