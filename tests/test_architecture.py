@@ -17,7 +17,7 @@ LAYERS = [
     {"hyperparameters"},
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
-    {"description", "published", "ldadam"},
+    {"description", "published", "in_backward", "ldadam"},
     {"provenance"},
     {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
 ]

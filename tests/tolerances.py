@@ -42,4 +42,8 @@ TOLERANCES = {
     "stored error, bfloat16": 2**-8,
     "stored error, int8": 7e-3,
     "stored error, int4": 1.2e-1,
+    # A dozen steps of a tiny run in float32, whose micro-batches are summed in another order: of the loss, and of the
+    # share that the subspace captures, which hangs on the basis.
+    "learning curve, other order": 1e-4,
+    "captured, other order": 1e-2,
 }

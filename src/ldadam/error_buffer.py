@@ -64,6 +64,11 @@ def read(state: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Ten
     return quantization.decode(quantized, cols=matrix_dims(shape)[-1], dtype=dtype).reshape(shape)
 
 
+def is_empty(state: dict[str, Tensor]) -> bool:
+    """Whether E is zero, or there is no error feedback."""
+    return "error_buffer" not in state or not state["error_buffer"].any()
+
+
 def encode(error: Tensor, name: str | None) -> dict[str, Tensor]:
     """E, of the parameter's shape, as the state that stores it; float dtypes are left to the copy into state."""
     if name is None:
@@ -91,3 +96,11 @@ def follow_(state: dict[str, Tensor], param: Tensor, *, error_feedback: bool, er
     if error_feedback:
         state.update(create(param, error_dtype))
         write_(state, error.expand(param.shape))
+
+
+def add_(state: dict[str, Tensor], grad: Tensor, *, sign: int) -> None:
+    """E + sign G, of the parameter's shape, in place; rounded to what the buffer can store."""
+    if "error_scale" not in state:
+        state["error_buffer"].add_(grad, alpha=sign)
+    else:
+        write_(state, read(state, grad.shape, math_dtype(grad.dtype)).add_(grad, alpha=sign))

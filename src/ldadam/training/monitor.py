@@ -40,19 +40,20 @@ class SubspaceMonitor:
     def __init__(self, optimizer: Optimizer, names: Mapping[Any, str]) -> None:
         self.optimizer = optimizer
         self.names = names
-        self._before: list[_Before] = []
+        self._before: dict[Tensor, _Before] = {}
 
-    @torch.no_grad()
     def before_step(self) -> None:
         """Record ‖A‖ and copy m₋ and U₋ of each matrix. Gradients are final: clipped, accumulated."""
-        self._before = []
-        for group in self.optimizer.param_groups:
-            if group.get("rank") is None:
-                continue
+        for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
-                state = self.optimizer.state.get(parameter)
-                if parameter.grad is not None and (not state or "basis" in state):
-                    self._before.append(self._record(parameter, beta1=float(group["betas"][0])))
+                self.before_step_of(parameter, index)
+
+    @torch.no_grad()
+    def before_step_of(self, parameter: Tensor, index: int) -> None:
+        """The same for one parameter of param group `index`; a later call replaces an earlier one."""
+        group, state = self.optimizer.param_groups[index], self.optimizer.state.get(parameter)
+        if group.get("rank") is not None and parameter.grad is not None and (not state or "basis" in state):
+            self._before[parameter] = self._record(parameter, beta1=float(group["betas"][0]))
 
     def _record(self, parameter: Tensor, *, beta1: float) -> _Before:
         state = self.optimizer.state.get(parameter, {})
@@ -67,7 +68,7 @@ class SubspaceMonitor:
     def after_step(self) -> dict[str, dict[str, float]]:
         """`captured` and `error_norm`, each a number per matrix."""
         captured, error_norm = {}, {}
-        for before in self._before:
+        for before in self._before.values():
             state = self.optimizer.state[before.parameter]
             if "basis" not in state:
                 continue
@@ -76,7 +77,7 @@ class SubspaceMonitor:
             if "error_buffer" in state:
                 error = error_buffer.read(state, before.parameter.shape, torch.float32)
                 error_norm[before.name] = float(torch.linalg.vector_norm(error))
-        self._before = []
+        self._before = {}
         return {"captured": captured, "error_norm": error_norm}
 
 

@@ -31,6 +31,7 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "skip_nonfinite",
     "stochastic_rounding",
     "backend",
+    "step_in_backward",
     "target_modules",
 )
 # Every option that belongs to some optimizer: those that the chosen one lacks are refused.
@@ -84,7 +85,7 @@ def _signature_defaults(optimizer_class: type, options: tuple[str, ...]) -> dict
 def _ldadamw_defaults() -> dict[str, Any]:
     from ldadam import LDAdamW
 
-    return _signature_defaults(LDAdamW, LDADAMW_OPTIONS)
+    return {**_signature_defaults(LDAdamW, LDADAMW_OPTIONS), "step_in_backward": False}
 
 
 def _adamw_defaults() -> dict[str, Any]:
