@@ -161,7 +161,7 @@ class _Launches:
         product_dtype = first.grad.dtype if self.bits else first.error.dtype
         self.factor_dtype = torch.float32 if torch.float32 in (product_dtype, first.param.dtype) else product_dtype
         self.product_dtype = _TRITON_DTYPES[product_dtype]
-        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, product_dtype.itemsize)
+        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, product_dtype.itemsize, self.bits > 0)
         self.origins = origins
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
         self.biases = self.scalars.biases(chunk.step)
