@@ -5,10 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import assert_same_state, copies, distance, grads_of, mixed_params, parameter, quiet, run, take_step
-from ldadam import LDAdamW, describe, subspace
+from ldadam import LDAdamW, describe, error_buffer, subspace
 from ldadam.backends.update import ParamUpdate
-from ldadam.hyperparameters import Hyperparameters
-from ldadam.layout import matrix_layout
+from ldadam.hyperparameters import NAMES, Hyperparameters
+from ldadam.layout import matrix_dims, matrix_layout
+from ldadam.quantization import BLOCK
 from ldadam.state import create_state
 from tolerances import TOLERANCES
 
@@ -29,6 +30,13 @@ OPTIONS = {
     "svd": {"proj_method": "svd"},
     "capturable": {"capturable": True},
     "skip_nonfinite": {"skip_nonfinite": True, "weight_decay": 0.1},
+    "int8 buffer": {"error_dtype": "int8"},
+    "int4 buffer": {"error_dtype": "int4", "weight_decay": 0.1},
+    "int4 buffer, maximize": {"error_dtype": "int4", "maximize": True, "proj_type": "reverse_std"},
+    "int8 buffer, kept subspace": {"error_dtype": "int8", "update_interval": 3},
+    "int4 buffer, skip_nonfinite": {"error_dtype": "int4", "skip_nonfinite": True},
+    "stochastic rounding": {"stochastic_rounding": True},
+    "stochastic rounding, int8 buffer": {"stochastic_rounding": True, "error_dtype": "int8", "capturable": True},
 }
 # Triton's interpreter multiplies bfloat16 numbers as if they were integers, so that float16 stands in for it on CPUs.
 CASES = [
@@ -51,11 +59,30 @@ def assert_close(fast: LDAdamW, page: LDAdamW, *, tolerance: float) -> None:
         assert state.keys() == reference.keys()
         for key in state.keys() & {"step", "num_skipped"}:
             assert state[key].item() == reference[key].item()
-        for key in state.keys() & {"error_buffer", "exp_avg_sq"}:
-            assert distance(state[key], reference[key]) <= tolerance, f"{key} of parameter {index}"
+        assert distance(state["exp_avg_sq"], reference["exp_avg_sq"]) <= tolerance, f"exp_avg_sq of parameter {index}"
+        if "error_scale" in state:
+            assert_close_in_levels(state, reference, param.shape, tolerance=tolerance)
+        elif "error_buffer" in state:
+            assert distance(state["error_buffer"], reference["error_buffer"]) <= tolerance, f"E of parameter {index}"
         if "basis" in state:
             momentum = state["basis"] @ state["exp_avg"]
             assert distance(momentum, reference["basis"] @ reference["exp_avg"]) <= tolerance, f"parameter {index}"
+
+
+def assert_close_in_levels(state: dict, reference: dict, shape: torch.Size, *, tolerance: float) -> None:
+    """As close as entries of E that differ by `tolerance` of their norm, and are then rounded, must be."""
+    batch, rows, cols = matrix_dims(shape)
+    error, expected = (
+        error_buffer.read(some, shape, torch.float64).reshape(*batch, rows, cols) for some in (state, reference)
+    )
+    scales = reference["error_scale"].double().repeat_interleave(BLOCK, dim=-1)[..., : expected.shape[-1]]
+    scales = scales.clamp_min(torch.finfo(torch.bfloat16).tiny)
+    off = (error - expected).abs() / scales
+    # What lies on a border may fall on either side; beside that, a scale on one moves the largest code by half a level.
+    assert off.max() <= 1.5
+    # An entry that is d levels off falls on the other side of a border with a chance of d.
+    share = tolerance * (expected / scales).square().mean().sqrt()
+    assert (off > 0.5).double().mean() <= share + 2 / off.numel()
 
 
 def _all_params(optimizer: LDAdamW) -> list[torch.Tensor]:
@@ -81,28 +108,70 @@ def step_both(fast: LDAdamW, page: LDAdamW, steps, *, bad=()) -> None:
         take_step(page, _all_params(page), grads)
 
 
+def start_from_the_state_of_the_page(fast: LDAdamW, page: LDAdamW, steps) -> None:
+    """Let the page take some steps, and give its weights and state to the other one."""
+    backend = fast.param_groups[0]["backend"]
+    for grads in steps:
+        take_step(page, _all_params(page), [grad.to(DEVICE) for grad in grads])
+    for param, other in zip(_all_params(fast), _all_params(page), strict=True):
+        param.data.copy_(other)
+    fast.load_state_dict(page.state_dict())
+    fast.param_groups[0]["backend"] = backend
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("backend", "dtype"), CASES)
 def test_one_step_from_the_same_state_equals_the_page(backend, dtype, options):
     fast, page = pair(backend, dtype, OPTIONS[options])
     steps = grads_of(params_of(dtype), 4)
-    for grads in steps[:3]:
-        take_step(page, _all_params(page), [grad.to(DEVICE) for grad in grads])
-    for param, other in zip(_all_params(fast), _all_params(page), strict=True):
-        param.data.copy_(other)
-    fast.load_state_dict(page.state_dict())
-    for group in fast.param_groups:
-        group["backend"] = backend
+    start_from_the_state_of_the_page(fast, page, steps[:3])
     step_both(fast, page, steps[3:])
     assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+# Codes are compared over many steps in float64 alone: with less precision, some entry soon falls on the other side of a
+# rounding border, and from there on the two are different runs.
+MANY_STEPS = [
+    (dtype, options)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16)
+    for options in OPTIONS
+    if dtype == torch.float64 or OPTIONS[options].get("error_dtype") not in ("int8", "int4")
+]
+
+
+@pytest.mark.parametrize(("dtype", "options"), MANY_STEPS)
 def test_many_batched_steps_equal_the_page(dtype, options):
     fast, page = pair("batched", dtype, OPTIONS[options])
     step_both(fast, page, grads_of(params_of(dtype), 12), bad=(3, 4) if options == "skip_nonfinite" else ())
     assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=12))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [case for case in CASES if case[1].itemsize == 2])
+@pytest.mark.parametrize("error_dtype", [None, "int4"])
+def test_weights_are_rounded_by_the_chance_of_the_page(backend, dtype, error_dtype):
+    """All but those whose chance lies on a border; by other chances, a third would differ."""
+    fast, page = pair(backend, dtype, {"stochastic_rounding": True, "error_dtype": error_dtype})
+    steps = grads_of(params_of(dtype), 2)
+    start_from_the_state_of_the_page(fast, page, steps[:1])
+    step_both(fast, page, steps[1:])
+    differ = [
+        (param != other).double().mean() for param, other in zip(_all_params(fast), _all_params(page), strict=True)
+    ]
+    assert max(differ) <= TOLERANCES["backend, share of weights rounded differently"]
+
+
+@pytest.mark.parametrize("error_dtype", ["int8", "int4"])
+def test_a_step_that_triton_refuses_changes_no_bit_of_a_buffer_in_codes(error_dtype):
+    fast, _ = pair("triton", torch.float32, {"error_dtype": error_dtype, "skip_nonfinite": True})
+    params = _all_params(fast)
+    steps = [[grad.to(DEVICE) for grad in grads] for grads in grads_of(params_of(torch.float32), 3)]
+    run(fast, params, steps[:2])
+    before = [{key: value.clone() for key, value in fast.state[param].items()} for param in params]
+    run(fast, params, [[torch.full_like(grad, torch.nan) for grad in steps[2]]])
+    for param, state in zip(params, before, strict=True):
+        assert fast.state[param]["num_skipped"] == 1
+        for key in state.keys() - {"num_skipped"}:
+            torch.testing.assert_close(fast.state[param][key], state[key], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("options", ["weight decay", "skip_nonfinite", "kept subspace"])
@@ -119,6 +188,19 @@ def test_every_rank_equals_the_page(backend, rank):
     fast, page = pair(backend, torch.float32, {"rank": rank}, shapes)
     step_both(fast, page, grads_of(params_of(torch.float32, shapes), 3))
     assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=3))
+
+
+@pytest.mark.parametrize("rank", [1, 20])
+@pytest.mark.parametrize("error_dtype", ["int8", "int4"])
+def test_codes_in_several_tiles_and_with_odd_ends_equal_the_page(error_dtype, rank):
+    """Rows longer than a block and than a tile, odd ones, and both orders of the projected side."""
+    shapes = [(70, 193), (193, 70), (65, 129), (150, 67)]
+    fast, page = pair("triton", torch.float32, {"rank": rank, "error_dtype": error_dtype}, shapes)
+    steps = grads_of(params_of(torch.float32, shapes), 2)
+    start_from_the_state_of_the_page(fast, page, steps[:1])
+    assert all(triton_suits(param, fast.state[param], fast.param_groups[0]) for param in _all_params(fast))
+    step_both(fast, page, steps[1:])
+    assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=1))
 
 
 @pytest.mark.parametrize(("backend", "dtype"), CASES)
@@ -155,6 +237,17 @@ def test_compiled_steps_equal_the_page_and_a_schedule_does_not_recompile(dtype):
     assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=6))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["int4 buffer", "stochastic rounding, int8 buffer"])
+def test_a_compiled_step_with_a_buffer_in_codes_equals_the_page(options):
+    shapes = [(40, 64), (64, 40), (3, 20, 32), (5,)]
+    fast, page = pair("compiled", torch.bfloat16, OPTIONS[options], shapes)
+    steps = grads_of(params_of(torch.bfloat16, shapes), 3)
+    start_from_the_state_of_the_page(fast, page, steps[:2])
+    step_both(fast, page, steps[2:])
+    assert_close(fast, page, tolerance=tolerance_of(torch.bfloat16, num_steps=1))
+
+
 class Synchronisations(TorchDispatchMode):
     """Counts what would make the host wait for a device: values read, and shapes that depend on values."""
 
@@ -170,10 +263,19 @@ class Synchronisations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{"capturable": True}, {"skip_nonfinite": True, "capturable": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"capturable": True},
+        {"skip_nonfinite": True, "capturable": True},
+        {"error_dtype": "int4", "capturable": True},
+        {"stochastic_rounding": True, "capturable": True},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("backend", ["eager", "batched"])
 def test_no_value_is_read_by_the_host_in_steady_state(backend, options):
-    params = params_of(torch.float32)
+    params = params_of(torch.bfloat16 if "stochastic_rounding" in options else torch.float32)
     optimizer = quiet(params, rank=4, backend=backend, **options)
     steps = [[grad.to(DEVICE) for grad in grads] for grads in grads_of(params, 3)]
     run(optimizer, params, steps[:2])
@@ -235,25 +337,52 @@ def test_an_empty_stack_has_no_layout():
     assert matrix_layout((0, 8, 8), rank=2, proj_type="std") is None
 
 
+def triton_suits(param: torch.Tensor, state: dict, options: dict, *, grad: torch.Tensor | None = None) -> bool:
+    """Whether the kernels take this step, rather than what they fall back to."""
+    from ldadam.backends import triton
+
+    hyper = Hyperparameters(**{name: options[name] for name in NAMES if name in options})
+    layout = matrix_layout(param.shape, rank=hyper.rank, proj_type=hyper.proj_type)
+    grad = torch.zeros_like(param) if grad is None else grad
+    return triton.suits(ParamUpdate(param, grad, state, 2.0, hyper, layout))
+
+
 @pytest.mark.parametrize(("offset", "suited"), [(0, True), (1, False), (4, True)])
 def test_kernels_are_not_given_a_gradient_that_is_not_aligned(offset, suited):
     """Gradients may be views into a bucket, as under DDP; the kernels load 16 bytes at a time."""
-    from ldadam.backends import triton
-
     param = params_of(torch.float32, [(300, 320)])[0]
     bucket = torch.zeros(300 * 320 + 16, device=DEVICE)
     grad = bucket[offset : offset + 300 * 320].view(300, 320)
     hyper = Hyperparameters(rank=8)
     layout = matrix_layout(param.shape, rank=8, proj_type="std")
     state = create_state(param, layout, hyper)
-    assert triton.suits(ParamUpdate(param, grad, state, 2.0, hyper, layout)) == suited
+    assert triton_suits(param, state, {"rank": 8}, grad=grad) == suited
+
+
+@pytest.mark.parametrize(
+    ("options", "suited"),
+    [
+        ({"rank": 64, "error_dtype": "int4"}, True),
+        ({"rank": 65, "error_dtype": "int4"}, False),
+        ({"rank": 65}, True),
+        ({"rank": 65, "stochastic_rounding": True}, False),
+    ],
+    ids=str,
+)
+def test_kernels_leave_high_ranks_with_codes_and_chance_to_the_page(options, suited):
+    param = params_of(torch.float16, [(300, 320)])[0]
+    hyper = Hyperparameters(**options)
+    state = create_state(param, matrix_layout(param.shape, rank=hyper.rank, proj_type="std"), hyper)
+    assert triton_suits(param, state, options) == suited
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA")
+@pytest.mark.parametrize("options", [{}, {"error_dtype": "int4", "stochastic_rounding": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_captured_step_equals_an_uncaptured_one(dtype):
-    fast, plain = (quiet(params_of(dtype), rank=4, lr=torch.tensor(1e-2, device="cuda"), capturable=True) for _ in "ab")
+def test_a_captured_step_equals_an_uncaptured_one(dtype, options):
+    options = {"rank": 4, "lr": torch.tensor(1e-2, device="cuda"), "capturable": True, **options}
+    fast, plain = (quiet(params_of(dtype), **options) for _ in "ab")
     steps = [[grad.cuda() for grad in grads] for grads in grads_of(params_of(dtype), 6)]
     run(plain, _all_params(plain), steps)
     params = _all_params(fast)

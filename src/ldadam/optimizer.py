@@ -42,8 +42,8 @@ class LDAdamW(Optimizer):
         proj_type: the projected side: "std" the shorter, "reverse_std" the longer, "left" rows, "right" columns.
         proj_method: how the basis moves: "power_iteration", "svd" or "svd_lowrank".
         error_feedback: whether what the subspace misses is kept in E and added to the next gradient.
-        error_dtype: storage of E: "float32", "bfloat16", "float64", None for the parameter's dtype, or quantised in
-            blocks of a row: "int8" or "int4". It may change between steps.
+        error_dtype: storage of E: "float32", "bfloat16", "float64", or None for the parameter's dtype; or codes in
+            blocks of 64 entries of a row, "int8" (8.25 bits an entry) or "int4" (4.25). It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
@@ -55,8 +55,8 @@ class LDAdamW(Optimizer):
             decided on the device; state `num_skipped` counts these steps. Otherwise they spread, as in torch.
         stochastic_rounding: round bfloat16 and float16 weights up or down by chance after each step, without bias, so
             that updates too small for nearest rounding count on average. The chance depends on the step, the entry
-            and the parameter's place in the groups alone: a resumed run and replicas have the same bits. Float32 and
-            float64 weights are not affected.
+            and the parameter's place in the groups alone: a resumed run and replicas have the same bits. Without
+            effect on float32 and float64 weights, whose rounding is far below any update.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.

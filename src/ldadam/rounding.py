@@ -14,14 +14,18 @@ from torch import Tensor
 
 SEED = 0x1DADA11
 
+# Of `mix`. Both are below 2^31, so that products stay below 2^63. Source: a search for low bias,
+# https://github.com/skeeto/hash-prospector.
+MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
+
 _MASK = 0xFFFFFFFF
 _BITS_OF_NOISE = 16
 
 # The smallest normal float16, and the inverse of the distance between smaller ones.
-_FLOAT16_NORMAL = 2.0**-14
-_FLOAT16_SUBNORMALS = 2.0**24
+FLOAT16_NORMAL = 2.0**-14
+FLOAT16_SUBNORMALS = 2.0**24
 
-Integer = TypeVar("Integer", int, Tensor)
+Integer = TypeVar("Integer", int, Tensor, int | Tensor)
 
 
 def rounds(dtype: torch.dtype) -> bool:
@@ -32,16 +36,15 @@ def rounds(dtype: torch.dtype) -> bool:
 def mix(number: Integer) -> Integer:
     """A hash of 32 bits to 32 bits: a bijection in which each input bit changes each output bit about half the time.
 
-    Source: the xorshift-multiply form of MurmurHash3's finaliser, with constants from a search for low bias,
-    https://github.com/skeeto/hash-prospector. Both are below 2^31, so that products stay below 2^63.
+    Its form, shifts and multiplications in turn, is that of MurmurHash3's finaliser.
     """
-    number = (number ^ (number >> 16)) * 0x21F0AAAD & _MASK
-    number = (number ^ (number >> 15)) * 0x735A2D97 & _MASK
+    number = (number ^ (number >> 16)) * MULTIPLIERS[0] & _MASK
+    number = (number ^ (number >> 15)) * MULTIPLIERS[1] & _MASK
     return number ^ (number >> 15)
 
 
-def noise_key(number: int, step: float | Tensor) -> int | Tensor:
-    """Where the noise of a parameter begins at a step; an int64 tensor where the step is a tensor.
+def noise_key(number: int | Tensor, step: float | Tensor) -> int | Tensor:
+    """Where the noise of a parameter begins at a step; an int64 tensor where an argument is a tensor.
 
     Args:
         number: the parameter's place in its optimizer, over all groups.
@@ -69,6 +72,6 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, *, key: int | Tensor) -
         rounded = ((bits + noise) & -(1 << 16)).view(torch.float32)
     else:
         rounded = ((bits + (noise >> 3)) & -(1 << 13)).view(torch.float32)
-        subnormal = (values * _FLOAT16_SUBNORMALS + noise / (1 << _BITS_OF_NOISE)).floor() / _FLOAT16_SUBNORMALS
-        rounded = torch.where(values.abs() < _FLOAT16_NORMAL, subnormal, rounded)
+        subnormal = (values * FLOAT16_SUBNORMALS + noise / (1 << _BITS_OF_NOISE)).floor() / FLOAT16_SUBNORMALS
+        rounded = torch.where(values.abs() < FLOAT16_NORMAL, subnormal, rounded)
     return torch.where(values == values, rounded, values).to(dtype)

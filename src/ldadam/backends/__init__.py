@@ -48,5 +48,5 @@ def explain(backend: str, device: torch.device) -> str:
     if backend != "auto":
         return f"{backend}: as its group says"
     if pick(device) == "triton":
-        return "triton: CUDA, and Triton is installed; ranks above 256 and odd layouts run batched"
+        return "triton: CUDA, and Triton is installed; odd layouts and ranks above 256 (64 with E in codes) run batched"
     return f"batched: Triton's kernels need CUDA and the triton package; parameters are on {device.type}"

@@ -153,20 +153,23 @@ class TorchProducts:
                     error.addmm_(basis, factor, alpha=-1)
                 corrected.keep_(index, error)
         descent = descent.to(corrected.dtype)
-        for matrix, basis, factor in zip(chunk.matrices, bases[0].unbind(), descent.unbind(), strict=True):
-            _descend_(matrix, basis, factor, decay=chunk.hyper.lr * chunk.hyper.weight_decay)
+        for index, (basis, factor) in enumerate(zip(bases[0].unbind(), descent.unbind(), strict=True)):
+            key = chunk.noise_key(index) if chunk.rounds_by_chance else None
+            _descend_(chunk.matrices[index], basis, factor, decay=chunk.hyper.lr * chunk.hyper.weight_decay, key=key)
 
 
-def _descend_(matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor) -> None:
-    """W = (1 - lr wd) W - U descent, in place."""
-    dtype = factor.dtype if matrix.noise_key is None else torch.float32
+def _descend_(
+    matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor, key: int | Tensor | None
+) -> None:
+    """W = (1 - lr wd) W - U descent, in place; rounded by chance with the noise of `key`, where there is one."""
+    dtype = factor.dtype if key is None else torch.float32
     weight = matrix.param.to(dtype)
     if isinstance(decay, Tensor) or decay:
         weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
     weight.addmm_(basis.to(dtype), factor.to(dtype), alpha=-1)
-    if matrix.noise_key is not None:
-        weight = matrix.own_rows(stochastic_round(matrix.own_rows(weight), matrix.param.dtype, key=matrix.noise_key))
-    if weight.dtype != matrix.param.dtype or matrix.noise_key is not None:
+    if key is not None:
+        weight = matrix.own_rows(stochastic_round(matrix.own_rows(weight), matrix.param.dtype, key=key))
+    if weight.dtype != matrix.param.dtype or key is not None:
         matrix.param.copy_(weight)
 
 

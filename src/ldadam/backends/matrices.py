@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldadam import rounding
 from ldadam.backends.eager import decomposition
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
@@ -29,12 +30,18 @@ class Matrix(NamedTuple):
     accept: Tensor | None  # 0-d bool, None where no step is ever refused
     quantized: Quantized | None  # E in codes, of the parameter's own rows
     transposed: bool  # whether the parameter's own rows are columns here
-    noise_key: int | Tensor | None  # of the rounding of W; None where it rounds to nearest
+    number: int  # of its parameter
+    first_entry: int  # of the matrix, among those of its parameter
 
     @property
     def has_error(self) -> bool:
         """Whether there is error feedback."""
-        return self.error is not None or self.quantized is not None
+        return self.stored_error is not None
+
+    @property
+    def stored_error(self) -> Tensor | None:
+        """What holds E: floats or codes."""
+        return self.error if self.quantized is None else self.quantized.codes
 
     def own_rows(self, matrix: Tensor) -> Tensor:
         """A (m, n) tensor as the parameter has it; its own inverse."""
@@ -77,6 +84,17 @@ class Chunk:
         if self.matrices[0].accept is None:
             return None
         return torch.stack([matrix.accept for matrix in self.matrices if matrix.accept is not None])[:, None, None]
+
+    @property
+    def rounds_by_chance(self) -> bool:
+        """Whether moved weights are rounded stochastically."""
+        return self.hyper.stochastic_rounding and rounding.rounds(self.matrices[0].param.dtype)
+
+    def noise_key(self, index: int) -> int | Tensor:
+        """Where the noise of one matrix's weights begins."""
+        matrix = self.matrices[index]
+        step = self.step[index].reshape(()) if isinstance(self.step, Tensor) else self.step
+        return rounding.noise_key(matrix.number, step) + matrix.first_entry
 
     def stack(self, name: str) -> Tensor:
         """One field of all matrices, copied into a (B, ...) tensor."""
@@ -127,7 +145,7 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
     error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state and quantized is None else None
     param, grad = layout.to_matrix(update.param), layout.to_matrix(update.grad)
     parts = range(layout.batch[0]) if layout.batch else [...]
-    for number, part in enumerate(parts):
+    for index, part in enumerate(parts):
         matrix = Matrix(
             param[part],
             grad[part],
@@ -138,14 +156,14 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
             accept,
             None if quantized is None else Quantized(*(tensor[part] for tensor in quantized)),
             layout.transposed,
-            update.noise_key(start=number * layout.m * layout.n) if update.rounds_by_chance else None,
+            update.number,
+            index * layout.m * layout.n,
         )
         yield matrix, _kind(matrix, update, layout.rank)
 
 
 def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
-    codes = None if matrix.quantized is None else matrix.quantized.codes
-    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error, codes) if tensor is not None]
+    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.stored_error) if tensor is not None]
     m, n = matrix.param.shape
     return Kind(
         m=m,

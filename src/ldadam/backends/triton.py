@@ -8,7 +8,6 @@ https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import torch
 import triton
@@ -21,9 +20,9 @@ from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, step_chunk_
+from ldadam.backends.triton_tables import Scalars, addresses_of, noise_keys
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
-from ldadam.hyperparameters import Hyperparameters
 from ldadam.subspace import cholesky_qr
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough of them for a few thousand programs.
@@ -36,6 +35,9 @@ MAX_RANK_OF_PRODUCTS = 64
 MAX_RANK = 256
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+# Bits of a code and dtype of its storage, where E is in codes.
+_CODES = {torch.int8: (8, tl.int8), torch.uint8: (4, tl.uint8)}
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
@@ -56,16 +58,19 @@ def suits(update: ParamUpdate) -> bool:
     """Whether the kernels cover an update; the others go to the batched backend."""
     layout, error = update.layout, update.state.get("error_buffer")
     assert layout is not None
-    tensors = [update.param, update.grad, *(() if error is None else (error,))]
+    in_codes = "error_scale" in update.state
+    only_by_kernels = in_codes or update.rounds_by_chance
     return (
         not batched.needs_page(update)
+        and eager.decomposition(update) is None
         and update.param.numel() > 0
-        and not update.rounds_by_chance
         and error is not None
-        and layout.rank <= MAX_RANK
+        and layout.rank <= (MAX_RANK_OF_PRODUCTS if only_by_kernels else MAX_RANK)
         and layout.m * layout.n < 2**31
-        and all(tensor.dtype in _TRITON_DTYPES for tensor in tensors)
-        and update.param.stride() == update.grad.stride() == error.stride()
+        and all(tensor.dtype in _TRITON_DTYPES for tensor in (update.param, update.grad))
+        and update.param.stride() == update.grad.stride()
+        and (in_codes or (error.dtype in _TRITON_DTYPES and error.stride() == update.param.stride()))
+        and (update.param.is_contiguous() or not only_by_kernels)
         and _stay_aligned(update)
     )
 
@@ -95,13 +100,8 @@ def dense_step_(updates: Sequence[ParamUpdate]) -> None:
 
 def _suits_dense(update: ParamUpdate) -> bool:
     tensors = (update.param, update.grad)
-    return (
-        update.param.numel() > 0
-        and not update.rounds_by_chance
-        and all(
-            tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
-            for tensor in tensors
-        )
+    return update.param.numel() > 0 and all(
+        tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
     )
 
 
@@ -120,11 +120,15 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
             [update.state["exp_avg_sq"] for update in same],
         )
     ]
+    numbers = [update.number for update in same]
+    keys = scalars.accepts
+    if first.rounds_by_chance:
+        keys = noise_keys(numbers, [0] * len(same), common_step(same), first.param.device)
     kernels.dense_kernel[(triton.cdiv(first.param.numel(), block), len(same))](
-        *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, scalars.scale,
+        *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, keys, scalars.scale,
         first.param.numel(), *first.hyper.betas, first.hyper.eps, -1.0 if first.hyper.maximize else 1.0,
         WEIGHT=_TRITON_DTYPES[first.param.dtype], GRAD=_TRITON_DTYPES[first.grad.dtype],
-        MASKED=scalars.masked, BLOCK=block,
+        MASKED=scalars.masked, BY_CHANCE=first.rounds_by_chance, BLOCK=block,
     )  # fmt: skip
 
 
@@ -134,16 +138,18 @@ class _Launches:
     def __init__(self, chunk: Chunk):
         self.chunk = chunk
         first = chunk.matrices[0]
-        assert first.error is not None
+        error = first.stored_error
+        assert error is not None
         self.count, self.device = len(chunk.matrices), first.param.device
         self.m, self.n, self.rank = chunk.kind.m, chunk.kind.n, chunk.kind.rank
         self.strides = first.param.stride()
         self.padded_rank = max(16, triton.next_power_of_2(self.rank))
-        self.error_dtype = _TRITON_DTYPES[first.error.dtype]
-        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, first.error.element_size())
-        both = {first.error.dtype, first.param.dtype}
-        self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
-        self.errors = self._addresses("error")
+        self.bits, self.error_dtype = _CODES.get(error.dtype) or (0, _TRITON_DTYPES[error.dtype])
+        # A enters products in the dtype of the buffer that it replaces or, added up in registers, of the gradient.
+        product_dtype = first.grad.dtype if self.bits else error.dtype
+        self.factor_dtype = torch.float32 if torch.float32 in (product_dtype, first.param.dtype) else product_dtype
+        self.product_dtype = _TRITON_DTYPES[product_dtype]
+        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, product_dtype.itemsize, self.bits > 0)
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
         self.biases = self.scalars.biases(chunk.step)
 
@@ -198,26 +204,44 @@ class TritonProducts(_Launches):
     """Large products by kernels over all matrices of a chunk."""
 
     def corrected_grads(self) -> Tensor:
-        """A (B, m, n)."""
-        return self.chunk.stack("error").to(self.chunk.dtype)
+        """Not asked of these products, see `suits`."""
+        raise NotImplementedError
+
+    def __init__(self, chunk: Chunk):
+        super().__init__(chunk)
+        errors = self._addresses("stored_error")
+        scales = [matrix.quantized.scales for matrix in chunk.matrices if matrix.quantized is not None]
+        # Where E is float, a table of scales is passed on but not read.
+        self.tables = (
+            self._addresses("grad"),
+            errors,
+            addresses_of(scales) if scales else errors,
+            self.scalars.accepts,
+        )
+        self.sign = -1.0 if chunk.hyper.maximize else 1.0
+        self.storage = {
+            "GRAD": _TRITON_DTYPES[chunk.matrices[0].grad.dtype],
+            "ERROR": self.error_dtype,
+            "PRODUCT": self.product_dtype,
+            "BITS": self.bits,
+            "ALONG_N": self.strides[1] == 1,
+            "MASKED": self.scalars.masked,
+        }
 
     def correct(self, basis: Tensor) -> Tensor:
-        """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
-        grad = self.chunk.matrices[0].grad
-        grads = self._addresses("grad")
-        sign = -1.0 if self.chunk.hyper.maximize else 1.0
-        return self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
+        """A = G + E in the storage of E where that is float, and U'A (B, r, n), in one pass."""
+        return self._project(basis, add=True)
 
     def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
-        return self._project(basis, self.errors, grad_dtype=self.error_dtype, sign=1.0, add=False)
+        return self._project(basis, add=self.bits > 0)
 
-    def _project(self, basis: Tensor, grads: Tensor, *, grad_dtype: tl.dtype, sign: float, add: bool) -> Tensor:
+    def _project(self, basis: Tensor, *, add: bool) -> Tensor:
         rows = basis.new_empty(self.count, self.rank, self.n)
         config = self.tiles.project(adds=add)
         kernels.project_kernel[(triton.cdiv(self.n, config["BLOCK_N"]), self.count)](
-            grads, self.errors, basis, rows, self.scalars.accepts, self.m, self.n, self.rank, *self.strides, sign,
-            GRAD=grad_dtype, ERROR=self.error_dtype, ADD=add, MASKED=self.scalars.masked, R=self.padded_rank, **config,
+            *self.tables, basis, rows, self.m, self.n, self.rank, *self.strides, self.sign,
+            ADD=add, R=self.padded_rank, **self.storage, **config,
         )  # fmt: skip
         return rows
 
@@ -227,8 +251,8 @@ class TritonProducts(_Launches):
         columns = rows.new_empty(self.count, self.m, self.rank)
         config = self.tiles.lift()
         kernels.lift_kernel[(triton.cdiv(self.m, config["BLOCK_M"]), self.count)](
-            self.errors, rows, columns, self.m, self.n, self.rank, *self.strides,
-            ERROR=self.error_dtype, R=self.padded_rank, **config,
+            *self.tables, rows, columns, self.m, self.n, self.rank, *self.strides, self.sign,
+            R=self.padded_rank, **self.storage, **config,
         )  # fmt: skip
         return columns
 
@@ -239,70 +263,20 @@ class TritonProducts(_Launches):
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
         config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
         tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
+        by_chance = self.chunk.rounds_by_chance
         kernels.finish_kernel[(tiles, self.count)](
-            self.errors, self._addresses("param"), left, right, descent, self.scalars.decays,
-            self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(),
-            ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
-            PRECISION="tf32x3", **config,
+            *self.tables, self._addresses("param"), left, right, descent, self.scalars.decays,
+            self._noise_keys() if by_chance else self.scalars.accepts,
+            self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(), self.sign,
+            WEIGHT=_TRITON_DTYPES[weight.dtype], BY_CHANCE=by_chance, MOVES=left.shape[-1] > self.rank,
+            PRECISION="tf32x3", **self.storage, **config,
         )  # fmt: skip
+
+    def _noise_keys(self) -> Tensor:
+        matrices = self.chunk.matrices
+        places = [matrix.number for matrix in matrices], [matrix.first_entry for matrix in matrices]
+        return noise_keys(*places, self.chunk.step, self.device)
 
 
 class CublasProducts(_Launches, batched.TorchProducts):
     """Large products one matrix at a time by cuBLAS, which is faster at large ranks; the r x n chain by kernels."""
-
-
-class Scalars:
-    """What the kernels read for each of B matrices or vectors, as tensors on their device."""
-
-    def __init__(self, count: int, device: torch.device, hyper: Hyperparameters, accept: Tensor | None):
-        self.count, self.device, self.hyper, self.accept = count, device, hyper, accept
-        self.masked = accept is not None
-
-    @property
-    def accepts(self) -> Tensor:
-        """(B,) 1 where the step is taken, 0 where refused; without meaning where nothing is refused."""
-        return (
-            torch.empty(0, dtype=torch.int8, device=self.device) if self.accept is None else self.accept.to(torch.int8)
-        )
-
-    @property
-    def scale(self) -> Tensor:
-        """(1,): lr."""
-        lr = self.hyper.lr
-        if isinstance(lr, Tensor):
-            return lr.to(self.device, torch.float32).reshape(1)
-        return torch.full((1,), lr, dtype=torch.float32, device=self.device)
-
-    @property
-    def decays(self) -> Tensor:
-        """(B,): 1 - lr wd, and 1 where the step is refused."""
-        decays = (1 - self.scale * self.hyper.weight_decay).expand(self.count)
-        return decays.contiguous() if self.accept is None else torch.where(self.accept.reshape(-1), decays, 1)
-
-    def biases(self, step: float | Tensor) -> Tensor:
-        """(B, 4): 1 - beta1^(t-1), 1 - beta2^(t-1), 1 - beta1^t, 1 - beta2^t."""
-        beta1, beta2 = self.hyper.betas
-        if isinstance(step, Tensor):
-            counts = step[:, 0]
-            powers = [beta1 ** (counts - 1), beta2 ** (counts - 1), beta1**counts, beta2**counts]
-            return (1 - torch.cat(powers, dim=-1)).float()
-        biases = [1 - beta1 ** (step - 1), 1 - beta2 ** (step - 1), 1 - beta1**step, 1 - beta2**step]
-        return torch.tensor([biases] * self.count, dtype=torch.float32).to(self.device, non_blocking=True)
-
-
-# Tables that a CUDA graph reads at each replay, and that the cache below must therefore not be the last to hold.
-_CAPTURED: list[Tensor] = []
-
-
-def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The addresses of tensors on one device, as an int64 tensor there."""
-    table = _address_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
-        _CAPTURED.append(table)
-    return table
-
-
-@lru_cache(maxsize=4096)
-def _address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """A table is a function of the addresses alone, so that what is cached is right for ever."""
-    return torch.tensor(addresses, dtype=torch.int64).to(device, non_blocking=True)

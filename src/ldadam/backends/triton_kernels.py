@@ -12,12 +12,7 @@ with float32 E, `tf32x3` keeps float32's accuracy throughout.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def matrix_pointer(table, index, dtype: tl.constexpr):
-    """A pointer from a table of addresses; torch aligns storage to 64 bytes, `multiple_of` tells the compiler."""
-    address = tl.multiple_of(tl.load(table + index), 16)
-    return address.to(tl.pointer_type(dtype))
+from ldadam.backends.triton_storage import load_corrected, matrix_pointer, scale_pointer, stochastic_round, store_codes
 
 
 @triton.jit
@@ -32,31 +27,29 @@ def accurate_dot(factor, tile, accumulator):
 
 @triton.jit
 def project_kernel(
-    grads, errors, basis, rows, accepts, m, n, r, stride_m, stride_n, sign,
-    GRAD: tl.constexpr, ERROR: tl.constexpr, ADD: tl.constexpr, MASKED: tl.constexpr,
-    R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    grads, errors, scales, accepts, basis, rows, m, n, r, stride_m, stride_n, sign,
+    GRAD: tl.constexpr, ERROR: tl.constexpr, PRODUCT: tl.constexpr, BITS: tl.constexpr, ALONG_N: tl.constexpr,
+    MASKED: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """rows (B, r, n) = U'A. With ADD, A = sign G + E is formed first and replaces E; else A is what `errors` holds."""
+    """rows (B, r, n) = U'A. With ADD, A = sign G + E, which replaces a float E; else A is what `errors` holds."""
     index = tl.program_id(1).to(tl.int64)
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col = tl.program_id(0) * BLOCK_N
+    cols = col + tl.arange(0, BLOCK_N)
     ranks = tl.arange(0, R)
-    error = matrix_pointer(errors, index, ERROR)
-    if ADD:
-        grad = matrix_pointer(grads, index, GRAD)
+    grad, error = matrix_pointer(grads, index, GRAD), matrix_pointer(errors, index, ERROR)
+    scale = scale_pointer(scales, index)
     grad_lines = m * tl.load(accepts + index).to(tl.int32) if MASKED else m
     basis += index * m * r
     accumulator = tl.zeros((R, BLOCK_N), dtype=tl.float32)
     for start in range(0, m, BLOCK_M):
         lines = start + tl.arange(0, BLOCK_M)
-        inside = (lines[:, None] < m) & (cols[None, :] < n)
-        at = lines[:, None] * stride_m + cols[None, :] * stride_n
-        tile = tl.load(error + at, mask=inside, other=0.0)
-        if ADD:
-            added = tl.load(grad + at, mask=(lines[:, None] < grad_lines) & inside, other=0.0).to(
-                tl.float32
-            ) * sign + tile.to(tl.float32)
-            tile = added.to(ERROR)
-            tl.store(error + at, tile, mask=inside)
+        tile = load_corrected(
+            grad, error, scale, start, col, m, n, grad_lines, stride_m, stride_n, sign,
+            ADD, BITS, ALONG_N, BLOCK_M, BLOCK_N,
+        ).to(PRODUCT)  # fmt: skip
+        if ADD and BITS == 0:
+            at = lines[:, None] * stride_m + cols[None, :] * stride_n
+            tl.store(error + at, tile, mask=(lines[:, None] < m) & (cols[None, :] < n))
         factor = tl.load(
             basis + lines[None, :] * r + ranks[:, None], mask=(lines[None, :] < m) & (ranks[:, None] < r), other=0.0
         )
@@ -67,20 +60,26 @@ def project_kernel(
 
 @triton.jit
 def lift_kernel(
-    errors, rows, columns, m, n, r, stride_m, stride_n,
-    ERROR: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    grads, errors, scales, accepts, rows, columns, m, n, r, stride_m, stride_n, sign,
+    GRAD: tl.constexpr, ERROR: tl.constexpr, PRODUCT: tl.constexpr, BITS: tl.constexpr, ALONG_N: tl.constexpr,
+    MASKED: tl.constexpr, R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """columns (B, m, r) = A Y from rows Y' (B, r, n)."""
     index = tl.program_id(1).to(tl.int64)
-    lines = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    line = tl.program_id(0) * BLOCK_M
+    lines = line + tl.arange(0, BLOCK_M)
     ranks = tl.arange(0, R)
-    error = matrix_pointer(errors, index, ERROR)
+    grad, error = matrix_pointer(grads, index, GRAD), matrix_pointer(errors, index, ERROR)
+    scale = scale_pointer(scales, index)
+    grad_lines = m * tl.load(accepts + index).to(tl.int32) if MASKED else m
     rows += index * r * n
     accumulator = tl.zeros((R, BLOCK_M), dtype=tl.float32)
     for start in range(0, n, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
-        at = lines[:, None] * stride_m + cols[None, :] * stride_n
-        tile = tl.load(error + at, mask=(lines[:, None] < m) & (cols[None, :] < n), other=0.0)
+        tile = load_corrected(
+            grad, error, scale, line, start, m, n, grad_lines, stride_m, stride_n, sign,
+            BITS > 0, BITS, ALONG_N, BLOCK_M, BLOCK_N,
+        ).to(PRODUCT)  # fmt: skip
         factor = tl.load(
             rows + ranks[:, None] * n + cols[None, :], mask=(ranks[:, None] < r) & (cols[None, :] < n), other=0.0
         )
@@ -91,21 +90,31 @@ def lift_kernel(
 
 @triton.jit
 def finish_kernel(
-    errors, weights, left, right, descent, decays, m, n, r, k, stride_m, stride_n, weight_stride_m, weight_stride_n,
-    ERROR: tl.constexpr, WEIGHT: tl.constexpr, MOVES: tl.constexpr, PRECISION: tl.constexpr,
+    grads, errors, scales, accepts, weights, left, right, descent, decays, keys, m, n, r, k,
+    stride_m, stride_n, weight_stride_m, weight_stride_n, sign,
+    GRAD: tl.constexpr, ERROR: tl.constexpr, PRODUCT: tl.constexpr, BITS: tl.constexpr, ALONG_N: tl.constexpr,
+    MASKED: tl.constexpr, WEIGHT: tl.constexpr, BY_CHANCE: tl.constexpr, MOVES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of E = A - left right and of W = decay W - U descent; left (m, k) is [U, U_minus] if MOVES, else U."""
+    """One tile of E = A - left right and of W = decay W - U descent; left (m, k) is [U, U_minus] if MOVES, else U.
+
+    PRODUCT has no meaning here: A is what it is stored as, or float32.
+    """
     index = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(n, BLOCK_N)
-    lines = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    line, col = (tl.program_id(0) // tiles) * BLOCK_M, (tl.program_id(0) % tiles) * BLOCK_N
+    lines = line + tl.arange(0, BLOCK_M)
+    cols = col + tl.arange(0, BLOCK_N)
     inside = (lines[:, None] < m) & (cols[None, :] < n)
-    error_at = matrix_pointer(errors, index, ERROR) + (lines[:, None] * stride_m + cols[None, :] * stride_n)
-    weight_at = matrix_pointer(weights, index, WEIGHT) + (
-        lines[:, None] * weight_stride_m + cols[None, :] * weight_stride_n
-    )
-    error = tl.load(error_at, mask=inside, other=0.0)
+    grad, error = matrix_pointer(grads, index, GRAD), matrix_pointer(errors, index, ERROR)
+    scale = scale_pointer(scales, index)
+    grad_lines = m * tl.load(accepts + index).to(tl.int32) if MASKED else m
+    weight_entry = lines[:, None] * weight_stride_m + cols[None, :] * weight_stride_n
+    weight_at = matrix_pointer(weights, index, WEIGHT) + weight_entry
+    corrected = load_corrected(
+        grad, error, scale, line, col, m, n, grad_lines, stride_m, stride_n, sign,
+        BITS > 0, BITS, ALONG_N, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     weight = tl.load(weight_at, mask=inside, other=0.0)
     left += index * m * k
     right += index * k * n
@@ -125,8 +134,17 @@ def finish_kernel(
             basis = tl.load(left_at + r, mask=left_mask, other=0.0)
             bottom = tl.load(right + r * n + right_at, mask=right_mask, other=0.0)
             lost = tl.dot(basis, bottom, lost, input_precision=PRECISION)
-    tl.store(error_at, (error.to(tl.float32) - lost).to(ERROR), mask=inside)
-    tl.store(weight_at, (weight.to(tl.float32) * tl.load(decays + index) - moved).to(WEIGHT), mask=inside)
+    missed = corrected.to(tl.float32) - lost
+    if BITS == 0:
+        tl.store(error + lines[:, None] * stride_m + cols[None, :] * stride_n, missed.to(ERROR), mask=inside)
+    elif ALONG_N:
+        store_codes(error, scale, missed, line, col, m, n, BITS, BLOCK_M, BLOCK_N)
+    else:
+        store_codes(error, scale, tl.trans(missed), col, line, n, m, BITS, BLOCK_N, BLOCK_M)
+    weight = weight.to(tl.float32) * tl.load(decays + index) - moved
+    if BY_CHANCE:
+        weight = stochastic_round(weight, tl.load(keys + index), weight_entry, WEIGHT)
+    tl.store(weight_at, weight.to(WEIGHT), mask=inside)
 
 
 @triton.jit
@@ -247,8 +265,8 @@ def moments_kernel(
 
 @triton.jit
 def dense_kernel(
-    weights, grads, exp_avgs, exp_avg_sqs, biases, accepts, decays, scale, size, beta1, beta2, eps, sign,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+    weights, grads, exp_avgs, exp_avg_sqs, biases, accepts, decays, keys, scale, size, beta1, beta2, eps, sign,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASKED: tl.constexpr, BY_CHANCE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """AdamW of dense parameters of one size, in place, with float32 moments."""
     index = tl.program_id(1).to(tl.int64)
@@ -270,6 +288,8 @@ def dense_kernel(
         accept = tl.load(accepts + index) != 0
         moved = tl.where(accept, moved, param)
         exp_avg, exp_avg_sq = tl.where(accept, exp_avg, old_avg), tl.where(accept, exp_avg_sq, old_avg_sq)
+    if BY_CHANCE:
+        moved = stochastic_round(moved, tl.load(keys + index), at, WEIGHT)
     tl.store(param_at, moved.to(WEIGHT), mask=inside)
     tl.store(exp_avg_at, exp_avg, mask=inside)
     tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside)

@@ -59,10 +59,6 @@ class ParamUpdate:
         """Whether the moved weights are rounded stochastically."""
         return self.hyper.stochastic_rounding and rounding.rounds(self.param.dtype)
 
-    def noise_key(self, *, start: int = 0) -> int | Tensor:
-        """Where the noise of the entries from number `start` begins, for `rounding.stochastic_round`."""
-        return rounding.noise_key(self.number, self.step) + start
-
     def descent_grad(self) -> Tensor:
         """The gradient to descend, in the dtype of the arithmetic."""
         grad = self.grad.to(math_dtype(self.param.dtype))
@@ -87,6 +83,6 @@ class ParamUpdate:
         for name, value in new.items():
             old = self.param if name == "param" else self.state[name]
             if name == "param" and self.rounds_by_chance:
-                value = rounding.stochastic_round(value, old.dtype, key=self.noise_key())
+                value = rounding.stochastic_round(value, old.dtype, key=rounding.noise_key(self.number, self.step))
             old.copy_(value if accept is None else torch.where(accept, value, old))
         self.count_skip_(accept)
