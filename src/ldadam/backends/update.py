@@ -25,6 +25,7 @@ class ParamUpdate:
         is_first: whether the basis is still the random one it was created with.
         shards: which block of its matrix the parameter is, and who holds the others; None for the whole.
         number: the parameter's place among those of all groups of its optimizer.
+        first_entry: the number of its first entry in the whole parameter, where it is a block of it.
         name: the parameter's name, for messages.
         agreed: what `accepts` is, where ranks had to agree on it.
     """
@@ -38,6 +39,7 @@ class ParamUpdate:
     is_first: bool = False
     shards: Shards | None = None
     number: int = 0
+    first_entry: int = 0
     name: str = ""
     agreed: Tensor | None = None
 
@@ -61,7 +63,7 @@ class ParamUpdate:
 
     def noise_key(self, *, start: int = 0) -> int | Tensor:
         """Where the noise of the entries from number `start` begins, for `rounding.stochastic_round`."""
-        return rounding.noise_key(self.number, self.step) + start
+        return rounding.noise_key(self.number, self.step) + self.first_entry + start
 
     def descent_grad(self) -> Tensor:
         """The gradient to descend, in the dtype of the arithmetic."""
