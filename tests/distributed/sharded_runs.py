@@ -35,6 +35,8 @@ OPTIONS = {
     "right": {"proj_type": "right"},
     "range finder": {},
     "skip_nonfinite": {"skip_nonfinite": True},
+    "buffer stored anew": {"error_dtype": "bfloat16"},
+    "stochastic rounding": {"stochastic_rounding": True},
 }
 
 
@@ -45,6 +47,8 @@ def trajectory(params: list[Parameter], dtype: torch.dtype, options: str, num_st
     optimizer = quiet(sharded, rank=2, lr=1e-2, **OPTIONS[options])
     weights = []
     for number, grads in enumerate(grads_of(params, num_steps)):
+        if options == "buffer stored anew" and number in (1, 3):
+            optimizer.param_groups[0].update(error_dtype="int8" if number == 1 else "float64")
         if options == "skip_nonfinite" and number == 2:
             grads[1][-1, 0] = grads[3][0, -1] = float("nan")
         for param, grad in zip(sharded, grads, strict=True):
@@ -69,21 +73,16 @@ def alone(dtype: torch.dtype, options: str, num_steps: int) -> list[list[Tensor]
 def suits(shape: tuple[int, ...], layout: str, options: str) -> bool:
     """Whether a parameter of that shape is sharded in a layout, rather than replicated, in this test."""
     columns = any(placement == Shard(1) for placement in LAYOUTS[layout][1])
-    return not (columns and (len(shape) != 2 or options == "int8"))
+    return not (columns and (len(shape) != 2 or options in ("int8", "buffer stored anew")))
 
 
-def together(cases: list[tuple[str, str, torch.dtype, int]]) -> dict[tuple[str, str, torch.dtype, int], list]:
-    """Of each case (layout, options, dtype, number of steps) the weights after each step, in this process group."""
-    results = {}
-    meshes = {}
-    for case in cases:
-        layout, options, dtype, num_steps = case
-        sizes, placements = LAYOUTS[layout]
-        mesh = meshes.setdefault(sizes, init_device_mesh("cpu", sizes))
+def together(layout: str, options: str, dtype: torch.dtype, num_steps: int) -> list[list[Tensor]]:
+    """The weights after each step, in this process group."""
+    sizes, placements = LAYOUTS[layout]
+    mesh = init_device_mesh("cpu", sizes)
 
-        def shard(tensor: Tensor, mesh=mesh, placements=placements, layout=layout, options=options) -> DTensor:
-            fitting = placements if suits(tuple(tensor.shape), layout, options) else [Replicate()] * mesh.ndim
-            return distribute_tensor(tensor.clone(), mesh, fitting)
+    def shard(tensor: Tensor) -> DTensor:
+        fitting = placements if suits(tuple(tensor.shape), layout, options) else [Replicate()] * mesh.ndim
+        return distribute_tensor(tensor.clone(), mesh, fitting)
 
-        results[case] = trajectory(params_of(dtype), dtype, options, num_steps, shard)
-    return results
+    return trajectory(params_of(dtype), dtype, options, num_steps, shard)
