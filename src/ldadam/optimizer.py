@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ldadam import backends, distributed, error_buffer
+from ldadam import backends, distributed
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
 from ldadam.layout import MatrixLayout, matrix_layout
@@ -302,7 +302,9 @@ def _is_priming(grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: 
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return False
     is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
-    return is_first and float(lr) == 0 and not grad.any() and error_buffer.is_empty(state)
+    if not is_first or float(lr) != 0:
+        return False
+    return distributed.is_zero(grad) and ("error_buffer" not in state or distributed.is_zero(state["error_buffer"]))
 
 
 def _is_one(step: float | Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from builders import quiet
 from ldadam import LDAdamW, lowrank_param_groups
@@ -89,6 +90,8 @@ ENGINES = {
     "fsdp, 4": Engine({"shard": 4}),
     "fsdp in bfloat16, 2": Engine({"shard": 2}, BF16),
     "hsdp, 2 x 2": Engine({"replicate": 2, "shard": 2}),
+    "ddp, 2": Engine({"ddp": 2}),
+    "replicated, 2": Engine({"replicate": 2, "shard": 1}),
     "tp, 2": Engine({"tensor": 2}),
     "fsdp and tp, 2 x 2": Engine({"shard": 2, "tensor": 2}),
 }
@@ -109,6 +112,8 @@ def spread(model: nn.Module, engine: Engine) -> tuple[nn.Module, slice]:
     data = tuple(name for name in names if name != "tensor")
     if not data:
         return model, slice(None)
+    if "ddp" in names:
+        return DistributedDataParallel(model), _samples(mesh, data)
     blocks = model.children() if isinstance(model, Net) else model.model.layers
     options = {"mp_policy": engine.policy} if engine.policy else {}
     for block in [*blocks, model]:
@@ -153,7 +158,8 @@ def train(
     after_step: Callable[[], object] = lambda: None,
 ) -> None:
     """The usual loop; FSDP2 reduces gradients of the last micro-batch alone, or, with `sync_each`, of each."""
-    vocabulary = model.vocabulary if isinstance(model, Net) else model.config.vocab_size
+    inner = bare(model)
+    vocabulary = inner.vocabulary if isinstance(inner, Net) else inner.config.vocab_size
     for step in steps:
         for micro in range(num_micro):
             if isinstance(model, FSDPModule):
@@ -167,12 +173,17 @@ def train(
         after_step()
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrapper of an engine."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def full(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: full(param) for name, param in model.named_parameters()}
+    return {name: full(param) for name, param in bare(model).named_parameters()}
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -54,6 +54,15 @@ def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparamet
     return sharded.create_state(param, layout, hyper)
 
 
+def is_zero(tensor: Tensor) -> bool:
+    """Whether every entry is zero; of a sharded tensor on all ranks, which have to ask together."""
+    if not is_sharded(tensor):
+        return not tensor.any()
+    from ldadam.distributed import sharded
+
+    return sharded.is_zero(tensor)
+
+
 def follow_changes_(
     state: dict[str, Tensor], param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str
 ) -> None:
