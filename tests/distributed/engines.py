@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from builders import quiet
-from ldadam import LDAdamW, lowrank_param_groups
+from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
 
 BATCH, LENGTH = 8, 6
 
@@ -213,3 +213,28 @@ def run(engine: str | None, kind: str, dtype: torch.dtype, num_steps: int, **loo
     placements = {str(getattr(param, "placements", None)) for param in model.parameters()}
     lengths = {len(param.to_local()) for param in model.parameters() if isinstance(param, DTensor)}
     return {**seen, "state": state_of(model, optimizer), "placements": placements, "lengths": lengths}
+
+
+def run_in_backward(engine: str | None, num_steps: int, *, num_micro: int, sync_each: bool, **options: Any) -> list:
+    """Weights after each step of a run that steps in backward; every gradient is gone when backward ends."""
+    model, samples = build("net", torch.float64), slice(None)
+    if engine is not None:
+        model, samples = spread(model, ENGINES[engine])
+    optimizer = optimizer_of(model, kind="net", error_dtype=options.pop("error_dtype", None))
+    weights: list[dict[str, Tensor]] = []
+
+    def check_gradients() -> None:
+        assert all(param.grad is None for param in model.parameters())
+
+    with step_in_backward(optimizer, **options):
+        train(
+            model,
+            optimizer,
+            range(num_steps),
+            samples=samples,
+            num_micro=num_micro,
+            sync_each=sync_each,
+            before_step=check_gradients,
+            after_step=lambda: weights.append(weights_of(model)),
+        )
+    return weights
