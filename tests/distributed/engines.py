@@ -190,7 +190,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
     """The whole state of each parameter, by name."""
     return {
         name: {key: full(value) for key, value in optimizer.state[param].items()}
-        for name, param in model.named_parameters()
+        for name, param in bare(model).named_parameters()
     }
 
 
@@ -206,7 +206,7 @@ def run(engine: str | None, kind: str, dtype: torch.dtype, num_steps: int, **loo
         optimizer,
         range(num_steps),
         samples=samples,
-        before_step=lambda: seen["grads"].append({name: full(p.grad) for name, p in model.named_parameters()}),
+        before_step=lambda: seen["grads"].append({name: full(p.grad) for name, p in bare(model).named_parameters()}),
         after_step=lambda: seen["weights"].append(weights_of(model)),
         **loop,
     )
@@ -222,9 +222,10 @@ def run_in_backward(engine: str | None, num_steps: int, *, num_micro: int, sync_
         model, samples = spread(model, ENGINES[engine])
     optimizer = optimizer_of(model, kind="net", error_dtype=options.pop("error_dtype", None))
     weights: list[dict[str, Tensor]] = []
+    params = list(model.parameters())
 
     def check_gradients() -> None:
-        assert all(param.grad is None for param in model.parameters())
+        assert all(param.grad is None for param in params)
 
     with step_in_backward(optimizer, **options):
         train(
