@@ -13,8 +13,6 @@ from distributed.engines import ENGINES
 from distributed.processes import in_processes
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 STEPS_OF_LEG = 4
 # Each arrow is a save and a load: more processes, fewer, another way to divide, and none.
 RESHARDED = [None, "fsdp, 2", "fsdp, 4", "hsdp, 2 x 2", "ddp, 2", "replicated, 2", None]

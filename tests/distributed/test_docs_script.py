@@ -7,7 +7,7 @@ import pytest
 
 from test_docs import NOT_RUN, ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_script_of_the_page_runs(tmp_path):

@@ -11,8 +11,6 @@ from distributed.engines import ENGINES
 from distributed.processes import in_processes
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 NUM_STEPS = 4
 alone = functools.cache(lambda kind, dtype, clip: engines.run(None, kind, dtype, NUM_STEPS, num_micro=2, clip=clip))
 

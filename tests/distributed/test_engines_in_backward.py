@@ -11,8 +11,6 @@ from distributed.engines import ENGINES
 from distributed.processes import in_processes
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 NUM_STEPS = 5
 
 

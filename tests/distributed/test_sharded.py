@@ -10,8 +10,6 @@ from distributed.processes import in_processes
 from distributed.sharded_runs import LAYOUTS, OPTIONS, SHAPES, alone, together
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 DOUBLE = [name for name in OPTIONS if name != "stochastic rounding"]
 REPRESENTATIVE = ["defaults", "int8", "range finder", "no error feedback"]
 of_one_process = functools.cache(alone)

@@ -12,8 +12,6 @@ from distributed.state_runs import fresh, handed_over, primed, refusals, warm_up
 from ldadam.subspace import random_basis
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 @pytest.mark.parametrize("engine", ["fsdp, 4", "hsdp, 2 x 2", "fsdp and tp, 2 x 2"])
 def test_torch_gets_all_state_of_a_fresh_optimizer_and_nothing_moves(engine):
