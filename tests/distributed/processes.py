@@ -12,6 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Imported once, by the process that all others are forked from.
+PRELOADED = [
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.llama.modeling_llama",
+]
+
 
 def in_processes(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """What `function(*args)` returns in each of `world_size` processes of one group; importable functions only.
@@ -31,7 +39,8 @@ class ProcessGroup:
     """Processes that run what they are sent, until they are closed or this process ends."""
 
     def __init__(self, world_size: int):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         pipes = [context.Pipe() for _ in range(world_size)]
         self.connections = [ours for ours, _ in pipes]
         with tempfile.NamedTemporaryFile(suffix=".rendezvous", delete=False) as file:

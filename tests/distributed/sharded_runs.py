@@ -41,7 +41,7 @@ OPTIONS = {
 
 
 def trajectory(params: list[Parameter], dtype: torch.dtype, options: str, num_steps: int, shard) -> list[list[Tensor]]:
-    """Weights after each step; `shard` makes what the optimizer is given of a whole parameter or gradient."""
+    """Weights after the first and the last step; `shard` makes what the optimizer is given of a whole tensor."""
     sharded = [Parameter(shard(param.detach())) for param in params]
     subspace.SVD_MAX_SIDE = 1 if options == "range finder" else 256
     optimizer = quiet(sharded, rank=2, lr=1e-2, **OPTIONS[options])
@@ -54,7 +54,8 @@ def trajectory(params: list[Parameter], dtype: torch.dtype, options: str, num_st
         for param, grad in zip(sharded, grads, strict=True):
             param.grad = shard(grad)
         optimizer.step()
-        weights.append([full(param) for param in sharded])
+        if number in (0, num_steps - 1):
+            weights.append([full(param) for param in sharded])
     return weights
 
 
@@ -77,7 +78,7 @@ def suits(shape: tuple[int, ...], layout: str, options: str) -> bool:
 
 
 def together(layout: str, options: str, dtype: torch.dtype, num_steps: int) -> list[list[Tensor]]:
-    """The weights after each step, in this process group."""
+    """The weights after the first and the last step, in this process group."""
     sizes, placements = LAYOUTS[layout]
     mesh = init_device_mesh("cpu", sizes)
 
