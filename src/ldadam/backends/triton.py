@@ -7,8 +7,9 @@ https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 # A kernel's constants are passed as what they hold.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -16,8 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ldadam.algorithm import LowRankState
-from ldadam.backends import batched
-from ldadam.backends import triton_kernels as kernels
+from ldadam.backends import batched, triton_kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
 from ldadam.backends.six_products import step_chunk_
 from ldadam.backends.triton_tiles import Tiles
@@ -34,6 +34,28 @@ MAX_RANK_OF_PRODUCTS = 64
 MAX_RANK = 256
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class _Kernel:
+    """A kernel, of which a launch on meta tensors does nothing: what is left of a step is what it allocates."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return lambda table, *args, **constants: (
+            None if table.is_meta else self.function[grid](table, *args, **constants)
+        )
+
+
+class _Kernels:
+    """The kernels, by name."""
+
+    def __getattr__(self, name: str) -> _Kernel:
+        return _Kernel(getattr(triton_kernels, name))
+
+
+kernels = _Kernels()
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
@@ -272,7 +294,7 @@ _CAPTURED: list[Tensor] = []
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of tensors on one device, as an int64 tensor there."""
     table = _address_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not table.is_meta and table.is_cuda and torch.cuda.is_current_stream_capturing():
         _CAPTURED.append(table)
     return table
 
