@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from ldadam.description import describe
     from ldadam.optimizer import LDAdamW
     from ldadam.param_groups import LDAdamWarning, lowrank_param_groups
+    from ldadam.planner import plan
     from ldadam.published import load_published_state
 
-__all__ = ["LDAdamW", "LDAdamWarning", "describe", "load_published_state", "lowrank_param_groups"]
+__all__ = ["LDAdamW", "LDAdamWarning", "describe", "load_published_state", "lowrank_param_groups", "plan"]
 __version__ = "0.1.0"
 
 _MODULE_OF = {
@@ -18,6 +19,7 @@ _MODULE_OF = {
     "describe": "description",
     "load_published_state": "published",
     "lowrank_param_groups": "param_groups",
+    "plan": "planner",
 }
 
 

@@ -1,29 +1,46 @@
 """Who holds what, and what crosses between devices, as data: no process group is needed to ask.
 
-All m x n work of a step is linear in A, so that only small things are reduced. With Shard(0), rows of the parameter are
-divided; the projected side comes first in (m, n):
+All m x n work of a step is linear in A, so that only small factors cross. What a device holds of one matrix, the
+projected side first:
 
-    sharding     what a device holds of one matrix                     what is all-reduced
-    ddp          everything                                            the gradient
-    fsdp, tall   rows of W, E; columns of m, v; U                      A Y                           m r
-    fsdp, wide   rows of W, E, U; m, v                                 U_minus'A, Gram twice, U'A    r n, 2 r r, r n + r r
-    compressed   everything, and a local E                             U_minus'A, A Y, U'A           r n, m r, r n
+    ddp          everything
+    compressed   everything, with an error buffer of its own: the buffers' mean is the one of a single device
+    fsdp         a part of each: W and E by rows of the parameter, U by rows, m and v by columns
 
-"Tall" is a matrix whose columns are projected. Stacks of matrices (experts) are divided along the stack: nothing is reduced.
+What crosses in a step, r being the rank (a reduce-scatter and an all-gather of the same size cost an all-reduce):
+
+    compressed   all-reduce U_minus'A (r n), A Y (m r), U'A (r n)
+    fsdp, tall   all-gather U_minus (m r); reduce-scatter A Y (m r); two Gram matrices (r r); all-gather U (m r)
+    fsdp, wide   reduce-scatter U_minus'A (r n); all-gather Y' (r n); m_hat Y and two Gram matrices (r r);
+                 reduce-scatter U'A (r n); U'U_minus (r r); all-gather the factors of E and W (3 r n)
+
+"Tall" is a matrix whose columns are projected: its rows, which fsdp divides, are then the n side, and so are m and v.
+Stacks of matrices (experts) are divided along the stack under fsdp, and nothing crosses.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ldadam.layout import MatrixLayout
 
 SHARDINGS = ("ddp", "fsdp", "compressed")
 
+# Factors of several matrices are packed into buffers of about this size, so that few collectives are called.
+PACK_BYTES = 256 * 2**20
+
+
+class Exchange(NamedTuple):
+    """What one matrix sends at one point of the step: how, what, and how many numbers before they are divided."""
+
+    kind: str
+    what: str
+    numbers: int
+
 
 @dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind in a step.
+    """Collectives of one kind in a training step.
 
     Attributes:
         kind: "all_reduce", "all_gather" or "reduce_scatter".
@@ -49,21 +66,35 @@ def shard_shape(shape: tuple[int, ...], devices: int) -> tuple[int, ...]:
 
 
 def shard_layout(layout: MatrixLayout, devices: int) -> MatrixLayout:
-    """The largest shard of a matrix, with the side and the rank that the whole matrix has."""
+    """The largest part of a matrix's state that a device holds: its `state_shapes` are those of the part."""
     shape = shard_shape(layout.shape, devices)
     if layout.batch:
         return replace(layout, shape=shape, batch=shape[:1])
-    return replace(layout, shape=shape, **{"n" if layout.transposed else "m": shape[0]})
+    return replace(layout, shape=shape, m=math.ceil(layout.m / devices), n=math.ceil(layout.n / devices))
 
 
-def reductions(layout: MatrixLayout, sharding: str) -> Mapping[str, int]:
-    """Numbers of one matrix that a step all-reduces at each reduction point, in the order of the step."""
+def exchanges(layout: MatrixLayout, sharding: str) -> tuple[Exchange, ...]:
+    """What one matrix sends in a step, in the order of the step; the table at the top of this module."""
     m, n, r = layout.m, layout.n, layout.rank
     if sharding == "compressed":
         stack = math.prod(layout.batch)
-        return {"U_minus'A": stack * r * n, "A Y": stack * m * r, "U'A": stack * r * n}
-    if sharding == "fsdp" and not layout.batch:
-        if layout.transposed:
-            return {"A Y": m * r}
-        return {"U_minus'A": r * n, "first Gram matrix": r * r, "second Gram matrix": r * r, "U'A": r * n + r * r}
-    return {}
+        points = (("U_minus'A", stack * r * n), ("A Y", stack * m * r), ("U'A", stack * r * n))
+        return tuple(Exchange("all_reduce", what, numbers) for what, numbers in points)
+    if sharding == "ddp" or layout.batch:
+        return ()
+    if layout.transposed:
+        return (
+            Exchange("all_gather", "U_minus", m * r),
+            Exchange("reduce_scatter", "A Y", m * r),
+            Exchange("all_reduce", "Gram matrices", 2 * r * r),
+            Exchange("all_gather", "U", m * r),
+        )
+    return (
+        Exchange("reduce_scatter", "U_minus'A", r * n),
+        Exchange("all_gather", "Y'", r * n),
+        Exchange("all_reduce", "m_hat Y", r * r),
+        Exchange("all_reduce", "Gram matrices", 2 * r * r),
+        Exchange("reduce_scatter", "U'A", r * n),
+        Exchange("all_reduce", "U'U_minus", r * r),
+        Exchange("all_gather", "factors of E and W", 3 * r * n),
+    )

@@ -1,18 +1,18 @@
 """What the forward pass keeps for the backward pass: an estimate for Llama-like decoders.
 
-For one token, with b bytes a number (hidden h, keys and values k each, inner i, heads a; float32 has f = 4 bytes):
+Bytes for one token, with b a number's (hidden h, keys and values k each, inner i, heads a; float32 has f = 4):
 
-    two norms         2 (f h + b h + b h)   input in float32, normalised input, weighted output (the linear layers' input)
-    attention         b (2 h + 2 k) + f a   queries, keys, values, output, log-sum-exp
-    gated MLP         4 b i                 gate, its SiLU, up, their product
-    layer             f 2 h + b (6 h + 2 k + 4 i) + f a
-    head              f h + 2 b h + b v + 3 f v   final norm; logits; log-probabilities and two gradients of them
+    two norms    2 (f h + b h + b h)   input in float32, normalised input, weighted output: what linear layers read
+    attention    b (2 h + 2 k) + f a   queries, keys, values, output, log-sum-exp
+    gated MLP    4 b i                 gate, its SiLU, up, their product
+    head         f h + 2 b h + f v     final norm, log-probabilities
 
-Rotary factors and masks are shared by all layers, and keys that are not repeated for grouped attention are assumed, as in
-fused attention. The backward pass of one layer adds its gradients of three inner and of two hidden tensors.
-With checkpointing, a layer keeps its input, b h, and one layer at a time is computed anew.
+At the peak there are all layers, and the larger of two: the head with logits and two float32 gradients of them,
+(b + 2 f) v; or the backward pass of one layer, with gradients of three inner and two hidden tensors, b (3 i + 2 h). With
+checkpointing a layer keeps its input, b h, and one at a time is computed anew.
 
-Derived from the operations of transformers' Llama that autograd saves tensors for; a test counts those bytes on a small model.
+Rotary factors and masks, which all layers share, are left out, and so are repeated keys: fused attention needs none.
+Derived from the operations of transformers' Llama that autograd keeps tensors for; tests count them on a small model.
 """
 
 import torch

@@ -138,9 +138,7 @@ def _from_shapes(
     return PlannedModel(name, [{"params": named}], [], llama)
 
 
-def _from_module(
-    name: str, module: nn.Module, *, rank: int | float | None, dtype: torch.dtype | None
-) -> PlannedModel:
+def _from_module(name: str, module: nn.Module, *, rank: int | float | None, dtype: torch.dtype | None) -> PlannedModel:
     groups = lowrank_param_groups(module, rank=rank)
     frozen = [param for param in module.parameters() if not param.requires_grad]
     return PlannedModel(

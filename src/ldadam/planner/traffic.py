@@ -1,0 +1,69 @@
+"""What crosses between devices in a step, and the memory that this takes on each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ldadam.distributed.plan import PACK_BYTES, Collective, exchanges
+from ldadam.layout import math_dtype
+from ldadam.planner.shards import Shard, bytes_by_unit
+
+# Of torch's DistributedDataParallel, by default.
+DDP_BUCKET_BYTES = 25 * 2**20
+
+
+def traffic_of_passes(shards: Sequence[Shard], *, sharding: str) -> list[Collective]:
+    """The collectives of a forward and a backward pass, for the weights that are trained."""
+    if sharding == "fsdp":
+        return _gathers(shards)
+    is_compressed = sharding == "compressed"
+    num_bytes = sum(shard.param.nbytes for shard in shards if not (is_compressed and shard.layout))
+    what = "dense gradients" if is_compressed else "gradients"
+    return [Collective("all_reduce", what, num_bytes, math.ceil(num_bytes / DDP_BUCKET_BYTES))]
+
+
+def _gathers(shards: Sequence[Shard]) -> list[Collective]:
+    """Weights for both passes (what is in no layer stays whole between them), gradients once."""
+    units = bytes_by_unit(shards)
+    total, num_layers = sum(units.values()), sum(unit != "" for unit in units)
+    return [
+        Collective("all_gather", "weights, forward", total, len(units)),
+        Collective("all_gather", "weights, backward", total - units.get("", 0), num_layers),
+        Collective("reduce_scatter", "gradients", total, len(units)),
+    ]
+
+
+def traffic_of_step(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Collective]:
+    """The collectives of LDAdamW's step; `packed` says that matrices are stepped together, not one by one."""
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for shard in shards:
+        if shard.layout is not None:
+            itemsize = math_dtype(shard.param.dtype).itemsize
+            for kind, what, numbers in exchanges(shard.layout, sharding):
+                sizes.setdefault((kind, what), []).append(numbers * itemsize)
+    return [
+        Collective(kind, what, sum(each), math.ceil(sum(each) / PACK_BYTES) if packed else len(each))
+        for (kind, what), each in sizes.items()
+    ]
+
+
+def buffer_bytes(shards: Sequence[Shard], *, sharding: str, packed: bool) -> int:
+    """Bytes of the buffer that factors are packed into: that of a full one, or of the largest single factor."""
+    alone = [each for shard in shards for each in traffic_of_step([shard], sharding=sharding, packed=False)]
+    largest = max((each.num_bytes for each in alone), default=0)
+    if not packed:
+        return largest
+    together = max((each.num_bytes for each in traffic_of_step(shards, sharding=sharding, packed=True)), default=0)
+    return max(largest, min(together, PACK_BYTES))
+
+
+def gathered_bytes(shards: Sequence[Shard]) -> int:
+    """Bytes that FSDP2 makes whole at once, where each layer and then the model is wrapped.
+
+    The rest of the model, with its gradients, from its first use to the end of the backward pass; beside it two layers
+    (the second is gathered while the first computes), and one layer's gradients until they are reduced.
+    """
+    units = bytes_by_unit(shards)
+    rest = units.pop("", 0)
+    return 2 * rest + 3 * max(units.values(), default=0)
