@@ -8,8 +8,8 @@ Bytes for one token, with b a number's (hidden h, keys and values k each, inner 
     head         f h + 2 b h + f v     final norm, log-probabilities
 
 At the peak there are all layers, and the larger of two: the head with logits and two float32 gradients of them,
-(b + 2 f) v; or the backward pass of one layer, with gradients of three inner and two hidden tensors, b (3 i + 2 h). With
-checkpointing a layer keeps its input, b h, and one at a time is computed anew.
+(b + 2 f) v; or the backward pass of one layer, with gradients of three inner and two hidden tensors, b (3 i + 2 h).
+With checkpointing a layer keeps its input, b h, and one at a time is computed anew.
 
 Rotary factors and masks, which all layers share, are left out, and so are repeated keys: fused attention needs none.
 Derived from the operations of transformers' Llama that autograd keeps tensors for; tests count them on a small model.

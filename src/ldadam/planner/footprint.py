@@ -18,8 +18,8 @@ class StateBytes:
 
     Attributes:
         basis: bases of low-rank matrices, or the projections of other low-rank optimizers.
-        moments: of low-rank matrices; of quantised optimizers, codes and scales of all weights.
-        dense_moments: of weights that get dense AdamW.
+        moments: of low-rank matrices.
+        dense_moments: of other weights; of quantised optimizers, codes, scales and tables.
         error_buffer: error buffers, with their scales.
         step: counters.
     """
@@ -88,12 +88,20 @@ class Footprint:
     step_in_backward: bool
 
     @property
+    def passes(self) -> int:
+        """Bytes that only the forward and backward pass need."""
+        return (self.activations or 0) + self.gathered
+
+    @property
+    def step(self) -> int:
+        """Bytes that only the step needs."""
+        return (self.step_peak or 0) + self.buffers
+
+    @property
     def total(self) -> int:
-        """Bytes at the peak of a training step: what stays, and the larger of both phases, or both in one."""
+        """Bytes at the peak of training: what stays, and the larger of passes and step, or both where they overlap."""
         stays = self.weights + self.gradients + self.state.total
-        passes = (self.activations or 0) + self.gathered
-        step = (self.step_peak or 0) + self.buffers
-        return stays + (passes + step if self.step_in_backward else max(passes, step))
+        return stays + (self.passes + self.step if self.step_in_backward else max(self.passes, self.step))
 
     @property
     def cards(self) -> tuple[int, ...]:

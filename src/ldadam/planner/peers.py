@@ -36,7 +36,7 @@ def _quantised(weights: Weights, *, bits: int, block: int) -> StateBytes:
     fits = [param for param in params if param.numel() >= 4096 and param.numel() % block == 0]
     codes = sum(param.numel() * bits // 8 + param.numel() // block * _FULL + 2**bits * _FULL for param in fits)
     plain = sum(param.nbytes for param in params) - sum(param.nbytes for param in fits)
-    return StateBytes(moments=2 * codes, dense_moments=2 * plain, step=_FULL * len(params))
+    return StateBytes(dense_moments=2 * (codes + plain), step=_FULL * len(params))
 
 
 def adamw8bit(weights: Weights) -> StateBytes:

@@ -179,9 +179,9 @@ def plan(
 
 def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(f"dtype must be a floating-point dtype such as bfloat16 or float32, got {dtype!r}")
-    return found
+    if dtype is None or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ValueError(f"dtype must be a floating-point dtype such as bfloat16 or float32, got {dtype!r}")
 
 
 def _footprint(name: str, model: PlannedModel, ours: LDAdamW, shards: list[Shard], settings: Settings) -> Footprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ldadam.hyperparameters import resolve
 from ldadam.live_bytes import LiveBytes
 from ldadam.optimizer import LDAdamW, layout_of
+from ldadam.param_groups import LDAdamWarning
 from ldadam.state import create_state
 
 
@@ -83,7 +85,9 @@ def _peak(group: dict[str, Any], number: int, device: torch.device) -> int:
     """
     (like,) = group["params"]
     params = [Parameter(torch.empty_like(like)) for _ in range(number)]
-    optimizer = LDAdamW([{**group, "params": params}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LDAdamWarning)  # the groups' own optimizer has given it
+        optimizer = LDAdamW([{**group, "params": params}])
     hyper = resolve(optimizer.param_groups[0], 0)
     with SeenAs(device):
         state = create_state(like, layout_of(like, hyper), hyper)
