@@ -124,7 +124,7 @@ def launches_leave_nothing(monkeypatch):
     launch = _Kernel.__getitem__
 
     def launch_and_collect(kernel, grid):
-        return lambda *args, **constants: (launch(kernel, grid)(*args, **constants), gc.collect())
+        return lambda *args, **constants: (launch(kernel, grid)(*args, **constants), gc.collect(1))
 
     monkeypatch.setattr(_Kernel, "__getitem__", launch_and_collect)
 
@@ -388,7 +388,7 @@ def test_state_of_peers_is_what_they_say():
     numbers = planned("demo", rank=16).num_weights
     assert found["adamw"].dense_moments == 2 * 2 * numbers
     assert found["adamw4bit"].total < found["adamw8bit"].total < found["adamw"].total
-    assert found["galore"] == found["apollo"]
+    assert found["galore"].moments == found["apollo"].moments
     assert 2 * found["galore"].basis == found["ldadamw"].basis
 
 

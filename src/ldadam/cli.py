@@ -176,21 +176,21 @@ def plan(
     error_dtype: Annotated[
         str | None, typer.Option(help="Of the error buffer. Default: that of the weights.", show_default=False)
     ] = None,
-    error_feedback: Annotated[bool, typer.Option(help="With or without the error buffer.")] = True,
+    error_feedback: Annotated[bool, typer.Option(" /--no-error-feedback", help="Without the error buffer.")] = True,
     dtype: Annotated[str, typer.Option(help="Of weights and gradients.")] = "bfloat16",
     optimizer: Annotated[
         str,
         typer.Option(help="ldadamw, adamw, adamw8bit, adamw4bit, galore or apollo; the others are shown beside it."),
     ] = "ldadamw",
-    batch: Annotated[int | None, typer.Option(help="Sequences at a time on each device.", min=1)] = None,
-    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences at a time on each device.", min=1, metavar="N")] = None,
+    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence.", min=1, metavar="N")] = None,
     step_in_backward: Annotated[
         bool, typer.Option("--step-in-backward", help="Step each parameter as its gradient arrives, and free that.")
     ] = False,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Layers keep their input only, and are computed anew.")
     ] = False,
-    devices: Annotated[int, typer.Option(help="How many share the work.", min=1)] = 1,
+    devices: Annotated[int, typer.Option(help="How many share the work.", min=1, metavar="N")] = 1,
     sharding: Annotated[str, typer.Option(help="How they do: fsdp, ddp or compressed.")] = "fsdp",
     device: Annotated[str, typer.Option(help="cuda or cpu; it need not be here.")] = "cuda",
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,

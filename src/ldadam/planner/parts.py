@@ -18,6 +18,7 @@ def parts(footprint: Footprint) -> dict[str, int | None]:
         "low-rank moments": state.moments,
         "dense moments": state.dense_moments,
         "error buffer": state.error_buffer,
+        "counters": state.step,
         "peak of the step": footprint.step_peak,
         "reduced factors": footprint.buffers,
         "activations": footprint.activations,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,9 +53,8 @@ def adamw4bit(weights: Weights) -> StateBytes:
 def galore(weights: Weights) -> StateBytes:
     """GaLoreAdamW: a projection (m x r) and two moments (r x n) in the parameter's dtype; dense weights as in AdamW.
 
-    APOLLO keeps tensors of the same shapes, with a random projection. For float32 weights GaLore's projection is a view
-    that keeps all singular vectors (m x m) alive, which is not counted.
-    Source: galore-torch 1.0, galore_projector.py and adamw.py; apollo-torch 1.0.3, random_projector.py and apollo.py.
+    For float32 weights the projection is a view that keeps all singular vectors (m x m) alive, which is not counted.
+    Source: galore-torch 1.0, galore_projector.py and adamw.py.
     """
     basis = moments = dense = 0
     for param, layout in weights:
@@ -67,10 +67,20 @@ def galore(weights: Weights) -> StateBytes:
     return StateBytes(basis=basis, moments=moments, dense_moments=dense)
 
 
+def apollo(weights: Weights) -> StateBytes:
+    """APOLLOAdamW: tensors of GaLore's shapes, with a random projection, and the norm of each matrix's last update.
+
+    Source: apollo-torch 1.0.3, random_projector.py and apollo.py.
+    """
+    weights = list(weights)
+    norms = sum(param.itemsize for param, layout in weights if layout is not None)
+    return replace(galore(weights), step=norms)
+
+
 PEERS: dict[str, Callable[[Weights], StateBytes]] = {
     "adamw": adamw,
     "adamw8bit": adamw8bit,
     "adamw4bit": adamw4bit,
     "galore": galore,
-    "apollo": galore,
+    "apollo": apollo,
 }

@@ -19,6 +19,7 @@ COLORS = {
     "low-rank moments": PART_COLORS["exp_avg"],
     "dense moments": PART_COLORS["exp_avg_sq"],
     "error buffer": PART_COLORS["error_buffer"],
+    "counters": PART_COLORS["step"],
     "peak of the step": "#b03060",
     "reduced factors": "#8a4fbf",
     "activations": "#8fc46a",
