@@ -14,8 +14,11 @@ VARIANTS = {
     "defaults": {},
     "no error feedback": {"error_feedback": False},
     "bfloat16 buffer": {"error_dtype": "bfloat16"},
+    "int8 buffer": {"error_dtype": "int8"},
+    "int4 buffer": {"error_dtype": "int4"},
     "interval": {"update_interval": 4},
     "skipping": {"skip_nonfinite": True},
+    "stochastic rounding": {"stochastic_rounding": True},
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = [(variant, dtype) for variant in VARIANTS for dtype in DTYPES]

@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ldadam"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"subspace", "layout", "error_buffer", "algorithm"},
+    {"subspace", "layout", "quantization", "rounding", "error_buffer", "algorithm"},
     {"hyperparameters"},
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
-    {"description", "published", "ldadam"},
+    {"description", "published", "in_backward", "ldadam"},
     {"provenance", "live_bytes"},
     {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
 ]

@@ -11,6 +11,8 @@ VARIANTS = [
     {"error_feedback": False},
     {"error_dtype": "bfloat16"},
     {"error_dtype": "float32"},
+    {"error_dtype": "int8"},
+    {"error_dtype": "int4"},
     {"skip_nonfinite": True},
     {"rank": 0.3},
     {"rank": None},

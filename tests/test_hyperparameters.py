@@ -21,12 +21,13 @@ BAD_VALUES = {
     "proj_type": ["standard", "", None, 1, ["std"]],
     "proj_method": ["qr", None, 1],
     "error_feedback": ["false", 1, None],
-    "error_dtype": ["float8", "int7", torch.int64, 32],
+    "error_dtype": ["float8", "int7", "int16", torch.int64, 32],
     "update_interval": [0, -1, 1.0, True, "2", None],
     "maximize": [1, "no", None],
     "backend": ["cuda", None, True],
     "capturable": [1, "yes", None],
     "skip_nonfinite": [1, "yes", None],
+    "stochastic_rounding": [1, "yes", None],
 }
 KEYS_OF_OTHERS = (
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "lr_scale"),  # schedulers
@@ -94,6 +95,8 @@ def test_keys_of_schedulers_and_trainers_are_tolerated(key):
         {"eps": 0},
         {"error_dtype": torch.bfloat16},
         {"error_dtype": "float32"},
+        {"error_dtype": torch.int8},
+        {"error_dtype": "int4"},
     ],
     ids=str,
 )

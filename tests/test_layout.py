@@ -57,7 +57,6 @@ def test_state_shapes_have_the_projected_side_first():
         "exp_avg": (3, 4, 20),
         "exp_avg_sq": (3, 4, 20),
         "basis": (3, 8, 4),
-        "error_buffer": (3, 20, 8),
     }
 
 

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from builders import live_bytes, mixed_params, parameter, quiet
 from ldadam import LDAdamWarning, lowrank_param_groups, plan
-from ldadam.distributed.plan import PACK_BYTES, Collective, exchanges, shard_layout, shard_shape
+from ldadam.distributed.plan import Collective, reductions, shard_layout, shard_shape
 from ldadam.error_buffer import ERROR_DTYPES
 from ldadam.hyperparameters import resolve
 from ldadam.layout import matrix_layout
@@ -119,14 +119,14 @@ def test_planned_peak_of_a_step_is_the_measured_one(backend, rank, dtype, error_
 def launches_leave_nothing(monkeypatch):
     """Triton's interpreter leaves the arguments of a launch in reference cycles; a GPU's launch does not."""
     pytest.importorskip("triton")
-    from ldadam.backends.triton import _Kernel
+    from ldadam.backends.triton_launches import Kernel
 
-    launch = _Kernel.__getitem__
+    launch = Kernel.__getitem__
 
     def launch_and_collect(kernel, grid):
         return lambda *args, **constants: (launch(kernel, grid)(*args, **constants), gc.collect(1))
 
-    monkeypatch.setattr(_Kernel, "__getitem__", launch_and_collect)
+    monkeypatch.setattr(Kernel, "__getitem__", launch_and_collect)
 
 
 @pytest.mark.parametrize("rank", [4, 40, 80])
@@ -285,7 +285,7 @@ def test_what_cannot_be_is_refused(sentence, monkeypatch, tmp_path):
 
 
 def test_the_total_has_what_is_alive_together():
-    sizes = {"weights": 10, "gradients": 8, "state": StateBytes(basis=5), "step_peak": 3, "buffers": 1}
+    sizes = {"weights": 10, "gradients": 8, "state": StateBytes(basis=5), "step_peak": 3, "messages": 1}
     sizes |= {"activations": 20, "gathered": 2}
     assert Footprint("ldadamw", **sizes, step_in_backward=False).total == 23 + 22
     assert Footprint("ldadamw", **sizes, step_in_backward=True).total == 23 + 22 + 4
@@ -314,11 +314,10 @@ def test_shards_are_rounded_up():
     tall = matrix_layout((10, 7), rank=2, proj_type="std")
     wide = matrix_layout((7, 10), rank=2, proj_type="std")
     stack = matrix_layout((5, 7, 10), rank=2, proj_type="std")
-    assert shard_layout(tall, 4).state_shapes() == {
-        "exp_avg": (2, 3), "exp_avg_sq": (2, 3), "basis": (2, 2), "error_buffer": (3, 7),
-    }  # fmt: skip
-    assert shard_layout(wide, 4).state_shapes()["error_buffer"] == (2, 10)
+    assert shard_layout(tall, 4).state_shapes() == {"exp_avg": (2, 3), "exp_avg_sq": (2, 3), "basis": (7, 2)}
+    assert shard_layout(wide, 4).state_shapes() == {"exp_avg": (2, 10), "exp_avg_sq": (2, 10), "basis": (2, 2)}
     assert shard_layout(stack, 4).state_shapes()["basis"] == (2, 7, 2)
+    assert shard_layout(stack, 4).shape == (2, 7, 10)
 
 
 def test_fsdp_divides_weights_gradients_and_state():
@@ -328,7 +327,10 @@ def test_fsdp_divides_weights_gradients_and_state():
     for name in ("weights", "gradients"):
         assert 8 * getattr(shard, name) == getattr(whole, name)
         assert 7 * getattr(uneven, name) > getattr(whole, name)
-    assert 8 * (shard.state.total - shard.state.step) == whole.state.total - whole.state.step
+    for kind in ("dense_moments", "error_buffer"):
+        assert 8 * getattr(shard.state, kind) == getattr(whole.state, kind)
+    for kind in ("basis", "moments"):
+        assert getattr(whole.state, kind) / 8 < getattr(shard.state, kind) < getattr(whole.state, kind)
     assert shard.gathered > 0 == whole.gathered
 
 
@@ -341,8 +343,8 @@ def test_the_largest_model_is_planned_on_many_devices(devices):
 
 def test_compressed_data_parallelism_sends_three_factors():
     tall = matrix_layout((30, 20), rank=4, proj_type="std")
-    assert sum(each.numbers for each in exchanges(tall, "compressed")) == 4 * (2 * 30 + 20)
-    assert exchanges(tall, "ddp") == ()
+    assert sum(reductions(tall, "compressed").values()) == 4 * (2 * 30 + 20)
+    assert reductions(tall, "ddp") == {}
     compressed = planned("7b", rank=32, dtype="bfloat16", devices=8, sharding="compressed", step_in_backward=True)
     ddp = planned("7b", rank=32, dtype="bfloat16", devices=8, sharding="ddp", optimizer="adamw")
     matrices = [shape for shape in LLAMAS["7b"].weights().values() if len(shape) == 2 and 32_000 not in shape]
@@ -352,10 +354,10 @@ def test_compressed_data_parallelism_sends_three_factors():
     assert compressed.sent_bytes < ddp.sent_bytes / 10
 
 
-def test_a_stack_of_experts_is_divided_without_exchanges():
+def test_a_stack_of_experts_is_divided_without_reductions():
     stack = matrix_layout((8, 20, 30), rank=4, proj_type="std")
-    assert exchanges(stack, "fsdp") == ()
-    assert sum(each.numbers for each in exchanges(stack, "compressed")) == 8 * 4 * (2 * 30 + 20)
+    assert reductions(stack, "fsdp") == {}
+    assert sum(reductions(stack, "compressed").values()) == 8 * 4 * (2 * 30 + 20)
 
 
 def test_rings_send_each_byte_once_or_twice():
@@ -372,11 +374,10 @@ def test_fsdp_gathers_weights_twice_and_reduces_gradients_once():
     assert [each.count for each in found.traffic] == [33, 32, 33]
 
 
-def test_factors_are_packed_into_buffers_of_bounded_size():
-    found = planned("7b", rank=256, dtype="bfloat16", devices=8, sharding="compressed").footprint
-    small = planned("demo", rank=16, devices=2, sharding="compressed").footprint
-    assert found.buffers == PACK_BYTES
-    assert small.buffers == 4 * 16 * 4 * (4 * 128 + 3 * 352)
+def test_a_message_has_one_factor_of_all_matrices_or_of_one():
+    options = {"rank": 16, "devices": 2, "sharding": "compressed"}
+    assert planned("demo", **options).footprint.messages == 4 * 4 * 16 * (4 * 128 + 3 * 352)
+    assert planned("demo", **options, step_in_backward=True).footprint.messages == 4 * 16 * 352
 
 
 def test_one_device_sends_nothing():

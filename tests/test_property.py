@@ -27,13 +27,14 @@ OPTIONS = st.fixed_dictionaries(
         "proj_type": st.sampled_from(["std", "reverse_std", "left", "right"]),
         "proj_method": st.sampled_from(["power_iteration", "svd"]),
         "error_feedback": st.booleans(),
-        "error_dtype": st.sampled_from([None, "float32", "bfloat16"]),
+        "error_dtype": st.sampled_from([None, "float32", "bfloat16", "int8", "int4"]),
         "update_interval": st.integers(1, 3),
         "betas": st.sampled_from([(0.908, 0.99), (0.0, 0.5), (0.9, 0.0)]),
         "rho": st.sampled_from([0.0, 0.5, 0.908]),
         "weight_decay": st.sampled_from([0.0, 0.1]),
         "maximize": st.booleans(),
         "skip_nonfinite": st.booleans(),
+        "stochastic_rounding": st.booleans(),
         "backend": st.sampled_from(PLAIN_BACKENDS),
     }
 )

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from builders import assert_same_params, assert_same_state, copies, grads_of, parameter, run
-from ldadam import LDAdamW, load_published_state
+from builders import assert_same_params, assert_same_state, copies, distance, grads_of, parameter, run
+from ldadam import LDAdamW, error_buffer, load_published_state
 from ldadam.hyperparameters import resolve
 from ldadam.optimizer import layout_of
+from tolerances import TOLERANCES
 
 NUM_STEPS = 4
 OPTIONS = {"lr": 0.01, "rank": 3, "weight_decay": 0.1, "rho": 0.8}
@@ -76,6 +77,16 @@ def test_a_run_goes_on_exactly():
     run(optimizer, params, more)
     run(other, others, more)
     assert_same_params(others, params)
+
+
+def test_error_buffers_are_stored_in_the_optimizer_s_dtype():
+    params, optimizer, errors = run_so_far()
+    other = LDAdamW([{"params": params[:3], "rank": 3}, {"params": params[3:], "rank": None}], error_dtype="int8")
+    load_published_state(other, in_published_form(optimizer), completed_steps=NUM_STEPS, error_buffers=errors)
+    state = other.state[params[0]]
+    assert state["error_buffer"].dtype == torch.int8
+    loaded = error_buffer.read(state, params[0].shape, torch.float32)
+    assert distance(loaded, errors[0]) <= TOLERANCES["stored error, int8"]
 
 
 def test_its_hyperparameters_come_along():

@@ -42,7 +42,15 @@ def saved_and_loaded(state_dict: dict) -> dict:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"error_dtype": torch.bfloat16}, {"error_dtype": "float32"}, {"skip_nonfinite": True}, {"lr": torch.ones(())}],
+    [
+        {},
+        {"error_dtype": torch.bfloat16},
+        {"error_dtype": "float32"},
+        {"error_dtype": "int8"},
+        {"error_dtype": "int4"},
+        {"skip_nonfinite": True},
+        {"lr": torch.ones(())},
+    ],
     ids=str,
 )
 def test_a_weights_only_round_trip_keeps_values_and_dtypes_and_the_run_goes_on(dtype, options):
@@ -112,6 +120,14 @@ def misfit(kind: str) -> tuple[dict, str]:
     if kind == "no basis":
         del state_dict["state"][0]["basis"]
         return state_dict, r"the loaded state of parameter 0 of param group 0 has no 'basis', only \['error_buffer', "
+    if kind == "no scales of its codes":
+        state_dict = trained(error_dtype="int4")[1].state_dict()
+        del state_dict["state"][0]["error_scale"]
+        return state_dict, r"the loaded state of parameter 0 of param group 0 has no 'error_scale', only \['basis', "
+    if kind == "codes of another shape":
+        state_dict = trained(error_dtype="int4")[1].state_dict()
+        state_dict["state"][1]["error_buffer"] = torch.zeros(30, 9, dtype=torch.uint8)
+        return state_dict, r"'error_buffer' of parameter 1 .* has shape \(30, 9\), expected \(30, 5\)"
     if kind == "a hyperparameter out of range":
         state_dict["param_groups"][0]["rho"] = 2.0
         return state_dict, r"rho must be .*; param group 0 has rho=2\.0"
@@ -123,6 +139,7 @@ def misfit(kind: str) -> tuple[dict, str]:
 MISFITS = [
     *("another rank in the group than in the state", "another number of groups", "another number of parameters"),
     *("another order of parameters", "the last parameter only", "state of torch's AdamW", "no basis"),
+    *("no scales of its codes", "codes of another shape"),
     *("a hyperparameter out of range", "state of an unknown parameter"),
 ]
 
@@ -201,7 +218,9 @@ def prime(optimizer: LDAdamW) -> None:
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("options", [{}, {"lr": torch.tensor(0.01)}, {"skip_nonfinite": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": torch.tensor(0.01)}, {"skip_nonfinite": True}, {"error_dtype": "int4"}], ids=str
+)
 def test_priming_creates_all_state_counts_no_step_and_does_not_change_the_run(options):
     params, others = mixed_params(), mixed_params()
     optimizer, reference = (LDAdamW(some, **{**OPTIONS, **options}) for some in (params, others))
@@ -218,7 +237,8 @@ def test_priming_creates_all_state_counts_no_step_and_does_not_change_the_run(op
     assert_same_params(params, others)
 
 
-def test_distributed_checkpoint_round_trip_on_one_process():
+@pytest.mark.parametrize("error_dtype", [None, "int8", "int4"])
+def test_distributed_checkpoint_round_trip_on_one_process(error_dtype):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 12), torch.nn.Tanh(), torch.nn.Linear(12, 9))
     other_model = copy.deepcopy(model)
@@ -230,11 +250,11 @@ def test_distributed_checkpoint_round_trip_on_one_process():
             some_model(batch).square().mean().backward()
             some_optimizer.step()
 
-    optimizer = LDAdamW(model.named_parameters(), rank=3)
+    optimizer = LDAdamW(model.named_parameters(), rank=3, error_dtype=error_dtype)
     train(model, optimizer, inputs[:3])
     optimizer.zero_grad()
     state_dict = get_optimizer_state_dict(model, optimizer)
-    other = LDAdamW(other_model.named_parameters(), rank=3)
+    other = LDAdamW(other_model.named_parameters(), rank=3, error_dtype=error_dtype)
     primed = get_optimizer_state_dict(other_model, other)
     assert {name: set(state) for name, state in primed["state"].items()} == (
         {name: set(state) for name, state in state_dict["state"].items()}

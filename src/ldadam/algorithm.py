@@ -50,7 +50,8 @@ def ldadam_step(
     if next_basis is not None:
         target = subspace_target(corrected_grad, prev, step=step, beta1=beta1, rho=rho)  # B
         basis = next_basis(target, prev.basis)  # U
-        carried = change_basis(prev, basis, step=step, betas=betas)  # m_half, v_half
+        change = basis.mT @ prev.basis  # Q = U' U_minus
+        carried = change_basis(prev, change, step=step, betas=betas)  # m_half, v_half
     low_rank_grad = basis.mT @ corrected_grad  # a = U' A
     exp_avg = beta1 * carried.exp_avg + (1 - beta1) * low_rank_grad  # m
     exp_avg_sq = beta2 * carried.exp_avg_sq + (1 - beta2) * low_rank_grad.square()  # v
@@ -72,24 +73,23 @@ def subspace_target(
 
 
 def change_basis(
-    prev: LowRankState, basis: Tensor, *, step: float | Tensor, betas: tuple[float, float]
+    prev: LowRankState, change: Tensor, *, step: float | Tensor, betas: tuple[float, float]
 ) -> LowRankState:
-    """m_half and v_half: the moments, re-expressed in the coordinates of `basis`.
+    """m_half and v_half: the moments in the coordinates of the new basis, of which `change` is Q = U' U_minus.
 
     The second moment is split into mean and variance; the mean is rotated as a vector, the variance as if
-    coordinates were uncorrelated. `abs` guards the estimate, which can go negative. The error buffer is untouched.
+    coordinates were uncorrelated. `abs` guards the estimate, which can go negative. All else is untouched.
 
-    Shapes: basis (..., m, r); moments stay (..., r, n).
+    Shapes: change (..., r, r); moments stay (..., r, n).
     """
     beta1, beta2 = betas
-    change = basis.mT @ prev.basis  # Q = U' U_minus
     exp_avg = change @ prev.exp_avg  # m_half = Q m_minus
     exp_avg_hat = unbiased(prev.exp_avg, beta1, step - 1)  # m_hat
     exp_avg_sq_hat = unbiased(prev.exp_avg_sq, beta2, step - 1)  # v_hat
     variance = change.square() @ (exp_avg_sq_hat - exp_avg_hat.square())  # Q.Q (v_hat - m_hat.m_hat)
     mean_square = unbiased(exp_avg, beta1, step - 1).square()  # (Q m_hat).(Q m_hat)
     exp_avg_sq = bias(beta2, step - 1, exp_avg) * (variance + mean_square).abs()  # v_half
-    return LowRankState(basis, exp_avg, exp_avg_sq, prev.error_buffer)
+    return prev._replace(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
 
 
 def adam_direction(

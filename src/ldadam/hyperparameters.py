@@ -34,6 +34,7 @@ class Hyperparameters:
     backend: str = "auto"
     capturable: bool = False
     skip_nonfinite: bool = False
+    stochastic_rounding: bool = False
 
     @property
     def device_step(self) -> bool:
@@ -131,6 +132,7 @@ _RULES = {
     "backend": _one_of(BACKENDS),
     "capturable": _BOOL,
     "skip_nonfinite": _BOOL,
+    "stochastic_rounding": _BOOL,
 }
 
 # Keys that torch, its schedulers and common trainers put into groups and that resemble ours.

@@ -48,12 +48,11 @@ class MatrixLayout:
         return (matrix.mT if self.transposed else matrix).reshape(self.shape)
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each state tensor but `step`; the error buffer has the parameter's shape."""
+        """Shape of each state tensor but `step` and the error buffer, of which `error_buffer` knows."""
         return {
             "exp_avg": (*self.batch, self.rank, self.n),
             "exp_avg_sq": (*self.batch, self.rank, self.n),
             "basis": (*self.batch, self.m, self.rank),
-            "error_buffer": self.shape,
         }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ldadam import backends
+from ldadam import backends, error_buffer
 from ldadam.backends.update import ParamUpdate
 from ldadam.distributed import refuse_unsupported
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
@@ -43,7 +43,8 @@ class LDAdamW(Optimizer):
         proj_type: the projected side: "std" the shorter, "reverse_std" the longer, "left" rows, "right" columns.
         proj_method: how the basis moves: "power_iteration", "svd" or "svd_lowrank".
         error_feedback: whether what the subspace misses is kept in E and added to the next gradient.
-        error_dtype: dtype of E: "float32", "bfloat16", "float64", or None for the parameter's.
+        error_dtype: storage of E: "float32", "bfloat16", "float64", None for the parameter's dtype, or quantised in
+            blocks of a row: "int8" or "int4". It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
@@ -53,6 +54,10 @@ class LDAdamW(Optimizer):
             outside of it. Schedules then need a tensor `lr`.
         skip_nonfinite: leave a parameter and its state as they are in a step whose gradient has a NaN or infinity,
             decided on the device; state `num_skipped` counts these steps. Otherwise they spread, as in torch.
+        stochastic_rounding: round bfloat16 and float16 weights up or down by chance after each step, without bias, so
+            that updates too small for nearest rounding count on average. The chance depends on the step, the entry
+            and the parameter's place in the groups alone: a resumed run and replicas have the same bits. Float32 and
+            float64 weights are not affected.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.
@@ -89,6 +94,7 @@ class LDAdamW(Optimizer):
         backend: str = DEFAULTS.backend,
         capturable: bool = DEFAULTS.capturable,
         skip_nonfinite: bool = DEFAULTS.skip_nonfinite,
+        stochastic_rounding: bool = DEFAULTS.stochastic_rounding,
     ):
         arguments = locals()
         super().__init__(params, {name: arguments[name] for name in NAMES})
@@ -132,28 +138,65 @@ class LDAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for index, group in enumerate(self.param_groups):
-            hyper = resolve(group, index)
-            backends.step_(self._updates(group, index, hyper), backend=hyper.backend)
+            self.step_params(index, range(len(group["params"])))
         return loss
 
-    def _updates(self, group: dict[str, Any], index: int, hyper: Hyperparameters) -> list[ParamUpdate]:
-        """What there is to do for each parameter of the group that has a gradient; its step is counted here."""
-        found = [one for one in self._with_gradient(group, index, hyper) if not _is_priming(*one, hyper=hyper)]
+    def step_params(self, index: int, positions: Iterable[int]) -> None:
+        """Move those of the parameters at `positions` in param group `index` that have a gradient, by one step."""
+        hyper = resolve(self.param_groups[index], index)
+        backends.step_(self._updates(index, positions, hyper), backend=hyper.backend)
+
+    def accumulate_(self, index: int, position: int) -> bool:
+        """Add the gradient of one parameter to its error buffer, from where its next step takes it.
+
+        Returns:
+            Whether it was added. Not, where there is no buffer to add to; and not where only the device knows whether
+            a step counts, since a sum that is not finite must be refused as a whole, and the buffer with it.
+        """
+        hyper = resolve(self.param_groups[index], index)
+        if layout_of(self._param(index, position), hyper) is None or not hyper.error_feedback or hyper.device_step:
+            return False
+        for _, grad, state, _ in self._with_gradient(index, [position], hyper):
+            error_buffer.add_(state, grad, sign=-1 if hyper.maximize else 1)
+        return True
+
+    def _param(self, index: int, position: int) -> Tensor:
+        return self.param_groups[index]["params"][position]
+
+    def _updates(self, index: int, positions: Iterable[int], hyper: Hyperparameters) -> list[ParamUpdate]:
+        """What there is to do for each of these parameters that has a gradient; its step is counted here."""
+        found = [one for one in self._with_gradient(index, positions, hyper) if not _is_priming(*one, hyper=hyper)]
         steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
+        numbers = self._numbers(index)
         return [
-            ParamUpdate(param, grad, state, step, hyper, layout_of(param, hyper), is_first=is_new or _is_one(step))
+            ParamUpdate(
+                param,
+                grad,
+                state,
+                step,
+                hyper,
+                layout_of(param, hyper),
+                is_first=is_new or _is_one(step),
+                number=numbers[param],
+            )
             for (param, grad, state, is_new), step in zip(found, steps, strict=True)
         ]
 
+    def _numbers(self, index: int) -> dict[Tensor, int]:
+        """The place of each parameter of a group among those of all groups."""
+        first = sum(len(group["params"]) for group in self.param_groups[:index])
+        return {param: first + position for position, param in enumerate(self.param_groups[index]["params"])}
+
     def _with_gradient(
-        self, group: dict[str, Any], index: int, hyper: Hyperparameters
+        self, index: int, positions: Iterable[int], hyper: Hyperparameters
     ) -> Iterable[tuple[Tensor, Tensor, dict[str, Tensor], bool]]:
-        """Each parameter of the group that has a gradient, that, its state, and whether it was created just now."""
-        for position, param in enumerate(group["params"]):
+        """Each of these parameters that has a gradient, that, its state, and whether it was created just now."""
+        for position in positions:
+            param = self._param(index, position)
             grad = param.grad
             if grad is None:
                 continue
-            name = param_name(group, index, position)
+            name = param_name(self.param_groups[index], index, position)
             _check_gradient(param, name=name)
             layout = layout_of(param, hyper)
             state = self.state[param]
@@ -242,6 +285,8 @@ def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
 def _is_priming(param: Tensor, grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: Hyperparameters) -> bool:
     """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
 
+    An error buffer that is not empty before the first step holds gradients: those of micro-batches.
+
     `torch.distributed.checkpoint` creates the state of a fresh optimizer that way. A step counted here would shift
     the bias correction of the whole run.
     """
@@ -249,7 +294,7 @@ def _is_priming(param: Tensor, grad: Tensor, state: dict[str, Tensor], is_new: b
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return False
     is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
-    return is_first and float(lr) == 0 and not grad.any()
+    return is_first and float(lr) == 0 and not grad.any() and error_buffer.is_empty(state)
 
 
 def _is_one(step: float | Tensor) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldadam import error_buffer
 from ldadam.hyperparameters import resolve
 from ldadam.layout import MatrixLayout, math_dtype
 from ldadam.optimizer import LDAdamW, layout_of, param_name
@@ -57,7 +58,7 @@ def load_published_state(
             _copy_moments_(state, saved, layout, math_dtype(param.dtype), name=param_name(group, index, position))
             state["step"].fill_(completed_steps)
             if error is not None and "error_buffer" in state:
-                state["error_buffer"].copy_(error)
+                error_buffer.write_(state, error)
             placed[param] = state
     for group, change in zip(optimizer.param_groups, changes, strict=True):
         group.update(change)

@@ -61,9 +61,8 @@ def planned_bytes(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparame
     if layout is None:
         return {**counters, "exp_avg": param.numel() * item, "exp_avg_sq": param.numel() * item}
     planned = {name: math.prod(shape) * item for name, shape in layout.state_shapes().items()}
-    del planned["error_buffer"]
     if hyper.error_feedback:
-        planned["error_buffer"] = param.numel() * error_buffer.storage_dtype(hyper.error_dtype, param.dtype).itemsize
+        planned |= error_buffer.planned_bytes(param, hyper.error_dtype)
     return {**counters, **planned}
 
 
@@ -72,7 +71,8 @@ def follow_changes_(
 ) -> None:
     """Bring state in line with hyperparameters that were changed after it was created.
 
-    The error buffer comes and goes with `error_feedback`, the count of skipped steps comes with `skip_nonfinite`.
+    The error buffer comes and goes with `error_feedback` and is stored anew when `error_dtype` changes; the count of
+    skipped steps comes with `skip_nonfinite`.
 
     Raises:
         ValueError: the rank or the projected side has changed, which moments cannot follow.
@@ -83,11 +83,8 @@ def follow_changes_(
             f"the moments of {name} have shape {tuple(state['exp_avg'].shape)}, and its group now asks for {expected}: "
             "set rank and proj_type before the first step, or delete the state of the parameter to start it anew"
         )
-    if layout is not None and hyper.error_feedback != ("error_buffer" in state):
-        if hyper.error_feedback:
-            state.update(error_buffer.create(param, hyper.error_dtype))
-        else:
-            del state["error_buffer"]
+    if layout is not None:
+        error_buffer.follow_(state, param, error_feedback=hyper.error_feedback, error_dtype=hyper.error_dtype)
     if hyper.skip_nonfinite and "num_skipped" not in state:
         state["step"] = state["step"].to(param.device)
         state["num_skipped"] = torch.zeros_like(state["step"])
@@ -116,8 +113,8 @@ def check_state(state: dict[str, Tensor], param: Tensor, layout: MatrixLayout | 
     shapes = {"exp_avg": tuple(param.shape), "exp_avg_sq": tuple(param.shape)}
     if layout is not None:
         shapes = layout.state_shapes()
-        if "error_buffer" not in state:
-            del shapes["error_buffer"]
+        if (stored := error_buffer.stored_name(state)) is not None:
+            shapes |= {key: tuple(meta.shape) for key, meta in error_buffer.storage(param.shape, stored).items()}
     for key, shape in {"step": (), **shapes}.items():
         if key not in state:
             raise ValueError(

@@ -21,14 +21,24 @@ def orthonormalize(columns: Tensor, *, fallback: Tensor) -> Tensor:
 
     Columns are scaled first. That leaves Q as it is, and keeps squares of huge and tiny entries representable.
     """
-    basis = torch.linalg.qr(unit_columns(columns)).Q
-    return torch.where(is_zero(columns), fallback, basis)
+    largest = largest_of_columns(columns)
+    basis = torch.linalg.qr(columns / nonzero(largest)).Q
+    return torch.where(is_zero(largest), fallback, basis)
 
 
 def unit_columns(matrix: Tensor) -> Tensor:
     """The matrix with each column divided by its largest absolute entry; zero columns stay zero."""
-    largest = matrix.abs().amax(dim=-2, keepdim=True)
-    return matrix / torch.where(largest > 0, largest, 1)
+    return matrix / nonzero(largest_of_columns(matrix))
+
+
+def largest_of_columns(matrix: Tensor) -> Tensor:
+    """The largest absolute entry of each column: (..., m, r) to (..., 1, r)."""
+    return matrix.abs().amax(dim=-2, keepdim=True)
+
+
+def nonzero(scale: Tensor) -> Tensor:
+    """The scale, with 1 for 0, so that one can divide by it."""
+    return torch.where(scale > 0, scale, 1)
 
 
 def is_zero(matrix: Tensor) -> Tensor:
@@ -112,13 +122,14 @@ def cholesky_qr(
 
     Source: Yamamoto et al. (2015), "Roundoff error analysis of the CholeskyQR2 algorithm"; columns are scaled first.
     """
-    scaled = unit_columns(columns)
+    largest = largest_of_columns(columns)
+    scaled = columns / nonzero(largest)
     scaled = scaled / scaled.norm(dim=-2, keepdim=True).clamp_min(1.0) + COMPLETION * fallback
     gram = scaled.mT.double() @ scaled.double()
     shift = torch.finfo(torch.float64).eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     first = _times_inverse_factor(scaled, gram=gram + shift * _identity_like(gram))
     basis = _times_inverse_factor(first, gram=inner(first.mT, first.mT))
-    return torch.where(is_zero(columns), fallback, basis)
+    return torch.where(is_zero(largest), fallback, basis)
 
 
 def _times_inverse_factor(columns: Tensor, *, gram: Tensor) -> Tensor:

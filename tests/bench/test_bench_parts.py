@@ -137,9 +137,9 @@ def test_no_step_takes_fewer_operations_than_are_counted():
     stepper = stepped("ldadamw:batched", weights, rank=r)
     with FlopCounterMode(display=False) as counter:
         stepper.step()
-    in_place = 6 * m * n * r  # which torch does not count: E and W
+    uncounted = 6 * m * n * r + 4 * m * r**2  # by torch: E and W, which are updated in place, and QR
     operations = low_rank_operations(m, n, r)
-    assert operations <= counter.get_total_flops() + in_place < 1.05 * operations
+    assert operations <= counter.get_total_flops() + uncounted < 1.05 * operations
 
 
 def test_state_bytes_are_those_of_the_storages():

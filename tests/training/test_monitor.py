@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldadam import LDAdamW, describe
+from ldadam import LDAdamW, describe, error_buffer
 from ldadam.layout import matrix_layout
 from ldadam.training.monitor import SubspaceMonitor, bytes_by_category, storage_bytes
 
@@ -48,15 +48,16 @@ def test_the_captured_fraction_is_its_definition(options):
             assert measured["captured"][name] == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_the_error_norm_is_that_of_the_buffer_after_the_step():
+@pytest.mark.parametrize("error_dtype", [None, "int4"])
+def test_the_error_norm_is_that_of_the_buffer_after_the_step(error_dtype):
     model = model_of({"weight": (12, 30)})
-    optimizer = LDAdamW(model.named_parameters(), rank=4)
+    optimizer = LDAdamW(model.named_parameters(), rank=4, error_dtype=error_dtype)
     monitor = SubspaceMonitor(optimizer, {parameter: name for name, parameter in model.named_parameters()})
     for _ in steps_with_gradients(model, 2):
         monitor.before_step()
         optimizer.step()
         measured = monitor.after_step()
-    buffer = optimizer.state[model["weight"]]["error_buffer"]
+    buffer = error_buffer.read(optimizer.state[model["weight"]], model["weight"].shape, torch.float32)
     assert measured["error_norm"] == {"weight": pytest.approx(buffer.norm().item())}
 
 

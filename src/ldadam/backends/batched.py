@@ -1,16 +1,19 @@
 """Six products with torch's own kernels: equal matrices together, the large products in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ldadam.algorithm import LowRankState
 from ldadam.backends import eager
+from ldadam.backends.corrected import Corrected
 from ldadam.backends.matrices import Chunk, Matrix, chunks
-from ldadam.backends.six_products import advance_, step_chunk_, target_rows
+from ldadam.backends.partial import run_alone
+from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
-from ldadam.subspace import first_basis, range_finder
+from ldadam.rounding import stochastic_round
+from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough to amortise small operations.
 # CPUs gain nothing beyond their caches, GPUs want many matrices at a time.
@@ -20,11 +23,15 @@ SCRATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
     eager.step_([update for update in updates if needs_page(update)])
-    fast = [update for update in updates if not needs_page(update)]
+    for one in products([update for update in updates if not needs_page(update)]):
+        run_alone(step_chunk_(one))
+
+
+def products(updates: Sequence[ParamUpdate]) -> Iterator[Products]:
+    """The products of each chunk of these parameters."""
     device = updates[0].param.device.type if updates else "cpu"
-    scratch = SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])
-    for chunk in chunks(fast, max_scratch=scratch, copies=True):
-        step_chunk_(chunk, TorchProducts())
+    for chunk in chunks(updates, max_scratch=SCRATCH_BYTES.get(device, SCRATCH_BYTES["cpu"])):
+        yield TorchProducts(chunk)
 
 
 def dense_step_(updates: Sequence[ParamUpdate]) -> None:
@@ -65,9 +72,7 @@ def needs_page(update: ParamUpdate) -> bool:
     """Whether a step is left to the page: bases from decompositions, and storage that has no matrix view."""
     layout = update.layout
     assert layout is not None
-    if update.hyper.proj_method != "power_iteration":
-        return True
-    if update.is_first and first_basis("power_iteration", shorter_side=min(layout.m, layout.n)) is not range_finder:
+    if update.shards is None and eager.decomposition(update) is not None:
         return True
     tensors = (update.param, update.grad)
     return len(layout.shape) > 3 and not all(tensor.is_contiguous() for tensor in tensors)
@@ -76,80 +81,121 @@ def needs_page(update: ParamUpdate) -> bool:
 class TorchProducts:
     """The large products, one matrix at a time; each is big enough to fill the machine.
 
-    On CUDA, A stays in the storage of a 16-bit error buffer, and the other factor is rounded to its dtype: products of
-    16-bit inputs, accumulated in float32.
+    Small factors lie in memory as the product that makes them, and the one that reads them, are fastest: along the rows
+    or the columns that A has contiguous. On CUDA, A stays in the storage of a 16-bit error buffer, and the other factor
+    is rounded to its dtype: products of 16-bit inputs, accumulated in float32.
     """
 
-    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
-        """A = G + E for each matrix, in the storage of E where that has the dtype, and U'A (B, r, n)."""
-        corrected = [_corrected(matrix, chunk) for matrix in chunk.matrices]
-        return corrected, self.project(basis, corrected)
+    def __init__(self, chunk: Chunk):
+        self.chunk = chunk
 
-    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
-        """U'A (B, r, n) from U (B, m, r); the factor and the result lie as the storage of A likes them best."""
-        factor = basis.to(corrected[0].dtype)
-        if corrected[0].stride(1) == 1:
-            return _products(factor.mT.contiguous(), corrected, dtype=basis.dtype)
-        return _products([matrix.mT for matrix in corrected], factor, dtype=basis.dtype).mT.contiguous()
+    def correct(self, basis: Tensor) -> Tensor:
+        """A = G + E for each matrix, and U'A (B, r, n)."""
+        self.corrected = Corrected(self.chunk)
+        return self.project(basis)
 
-    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n)."""
+        return torch.stack(list(self.corrected))
+
+    def project(self, basis: Tensor) -> Tensor:
+        """U'A (B, r, n) from U (B, m, r)."""
+        corrected = self.corrected
+        (batch, _, rank), factor = basis.shape, basis.to(corrected.dtype).mT
+        if corrected.has_contiguous_rows:
+            return _products(factor.unbind(), corrected, out=basis.new_empty(batch, rank, corrected.n))
+        return _products(factor.unbind(), corrected, out=basis.new_empty(batch, corrected.n, rank).mT).contiguous()
+
+    def lift(self, rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
-        factor = rows.to(corrected[0].dtype)
-        if corrected[0].stride(1) == 1:
-            return _products(corrected, factor.mT.contiguous(), dtype=rows.dtype)
-        return _products(factor, [matrix.mT for matrix in corrected], dtype=rows.dtype).mT.contiguous()
+        corrected = self.corrected
+        (batch, rank, _), factor = rows.shape, rows.to(corrected.dtype).mT
+        if corrected.has_contiguous_rows:
+            return _products(corrected, factor.contiguous().unbind(), out=rows.new_empty(batch, corrected.m, rank))
+        return _products(corrected, factor.unbind(), out=rows.new_empty(batch, rank, corrected.m).mT)
 
-    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
-        """Y' (B, r, n), up to a scale of each row."""
-        return target_rows(chunk, prev, projected)
+    def target_rows(self, prev: LowRankState, projected: Tensor) -> Tensor:
+        """Y' (B, r, n), up to a scale of each row; in place of U_minus'A."""
+        chunk = self.chunk
+        beta1, rho, step = chunk.hyper.betas[0], chunk.hyper.rho, chunk.step
+        if isinstance(step, Tensor):
+            return target_rows(chunk, prev, projected)
+        rows = projected.mul_(1 - rho)
+        if step > 1:
+            rows.add_(prev.exp_avg, alpha=rho / (1 - beta1 ** (step - 1)))
+        return rows.div_(nonzero(rows.abs().amax(dim=-1, keepdim=True)))
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """left right' (B, r, r), from two (B, r, l) tensors."""
         return left @ right.mT
 
-    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+    def orthonormalize(self, columns: Tensor, *, fallback: Tensor) -> Tensor:
+        """orth(X): LAPACK's QR on CPUs, where it is as fast as Cholesky-QR."""
+        if columns.is_cuda and columns.dtype != torch.float64:
+            return cholesky_qr(columns, fallback=fallback)
+        return orthonormalize(columns.mT.contiguous().mT, fallback=fallback)
+
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
         """m and v in place, and the factors that E and W are updated from."""
-        return advance_(chunk, prev, basis, low_rank_grad)
+        if isinstance(self.chunk.step, Tensor):
+            return advance_(self.chunk, prev, change, low_rank_grad)
+        return _advance_in_place_(self.chunk, prev, change, low_rank_grad, step=self.chunk.step)
 
-    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
-        """E = A - left right and W = (1 - lr wd) W - U descent, in place."""
-        dtype = corrected[0].dtype
-        left, right, descent = left.to(dtype), right.to(dtype), descent.to(dtype)
-        decay = chunk.hyper.lr * chunk.hyper.weight_decay
+    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place."""
+        chunk, corrected = self.chunk, self.corrected
+        bases, lost = ([factor.to(corrected.dtype) for factor in factors] for factors in (bases, lost))
+        pairs = [list(zip(*(factor.unbind() for factor in factors), strict=True)) for factors in (bases, lost)]
         for index, matrix in enumerate(chunk.matrices):
-            if matrix.error is not None:
-                corrected[index].addmm_(left[index], right[index], alpha=-1)
-                if corrected[index].data_ptr() != matrix.error.data_ptr():
-                    matrix.error.copy_(corrected[index])
-            weight = matrix.param.to(dtype)
-            if chunk.hyper.weight_decay:
-                weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
-            weight.addmm_(left[index][:, : descent.shape[-2]], descent[index], alpha=-1)
-            if weight.dtype != matrix.param.dtype:
-                matrix.param.copy_(weight)
+            if matrix.has_error:
+                error = corrected[index]
+                for basis, factor in zip(pairs[0][index], pairs[1][index], strict=True):
+                    error.addmm_(basis, factor, alpha=-1)
+                corrected.keep_(index, error)
+        descent = descent.to(corrected.dtype)
+        for matrix, basis, factor in zip(chunk.matrices, bases[0].unbind(), descent.unbind(), strict=True):
+            _descend_(matrix, basis, factor, decay=chunk.hyper.lr * chunk.hyper.weight_decay)
 
 
-def _products(left: Sequence[Tensor] | Tensor, right: Sequence[Tensor] | Tensor, *, dtype: torch.dtype) -> Tensor:
-    """left right for each pair, stacked, in `dtype`; 16-bit factors accumulate in it."""
-    stacked = left[0].new_empty(len(left), left[0].shape[0], right[0].shape[1], dtype=dtype)
-    options = {} if left[0].dtype == dtype else {"out_dtype": dtype}
-    for index in range(len(left)):
-        torch.mm(left[index], right[index], out=stacked[index], **options)
-    return stacked
+def _descend_(matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor) -> None:
+    """W = (1 - lr wd) W - U descent, in place."""
+    dtype = factor.dtype if matrix.noise_key is None else torch.float32
+    weight = matrix.param.to(dtype)
+    if isinstance(decay, Tensor) or decay:
+        weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
+    weight.addmm_(basis.to(dtype), factor.to(dtype), alpha=-1)
+    if matrix.noise_key is not None:
+        weight = matrix.own_rows(stochastic_round(matrix.own_rows(weight), matrix.param.dtype, key=matrix.noise_key))
+    if weight.dtype != matrix.param.dtype or matrix.noise_key is not None:
+        matrix.param.copy_(weight)
 
 
-def _corrected(matrix: Matrix, chunk: Chunk) -> Tensor:
-    grad = matrix.grad if matrix.accept is None else torch.where(matrix.accept, matrix.grad, 0)
-    sign = -1 if chunk.hyper.maximize else 1
-    if matrix.error is None:
-        return sign * grad.to(chunk.dtype)
-    if matrix.error.dtype in (chunk.dtype, _product_dtype(matrix)):
-        return matrix.error.add_(grad, alpha=sign)
-    return matrix.error.to(chunk.dtype).add_(grad, alpha=sign)
+def _advance_in_place_(
+    chunk: Chunk, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor, *, step: float
+) -> Descent:
+    """`Products.advance_` with as few passes over r x n tensors as torch's kernels allow; consumes those of `prev`."""
+    (beta1, beta2), hyper = chunk.hyper.betas, chunk.hyper
+    exp_avg, exp_avg_sq, lost = prev.exp_avg, prev.exp_avg_sq, [low_rank_grad]
+    if change is not None:
+        # |Q.Q (v_hat - m_hat.m_hat) + (Q m_hat).(Q m_hat)| (1 - beta2^(t-1)), with v and m for v_hat and m_hat
+        ratio = (1 - beta2 ** (step - 1)) / (1 - beta1 ** (step - 1)) ** 2 if step > 1 else 0.0
+        exp_avg = change @ prev.exp_avg  # m_half
+        variance = exp_avg_sq.addcmul_(prev.exp_avg, prev.exp_avg, value=-ratio)
+        exp_avg_sq = (change.square() @ variance).addcmul_(exp_avg, exp_avg, value=ratio).abs_()  # v_half
+        momentum = beta1 / (1 - beta1)  # c
+        lost = [low_rank_grad.add(exp_avg, alpha=momentum), prev.exp_avg.mul_(-momentum)]
+    exp_avg.lerp_(low_rank_grad, 1 - beta1)  # m
+    exp_avg_sq.mul_(beta2).addcmul_(low_rank_grad, low_rank_grad, value=1 - beta2)  # v
+    chunk.unstack_("exp_avg", exp_avg)
+    chunk.unstack_("exp_avg_sq", exp_avg_sq)
+    root_bias = (1 - beta2**step) ** 0.5
+    lr = hyper.lr.double() if isinstance(hyper.lr, Tensor) else hyper.lr
+    descent = exp_avg.div_(exp_avg_sq.sqrt_().add_(hyper.eps * root_bias)).mul_(lr * (root_bias / (1 - beta1**step)))
+    return [accepted(chunk, factor) for factor in lost], accepted(chunk, descent)
 
 
-def _product_dtype(matrix: Matrix) -> torch.dtype | None:
-    """The 16-bit dtype in which A may stay: weights and buffer share it, on a device that multiplies it natively."""
-    error = matrix.error
-    is_native = error is not None and error.is_cuda and error.dtype == matrix.param.dtype == matrix.grad.dtype
-    return error.dtype if error is not None and is_native and error.element_size() == 2 else None
+def _products(left: Iterable[Tensor], right: Iterable[Tensor], *, out: Tensor) -> Tensor:
+    """left right for each pair, in the dtype of `out`, in which 16-bit factors accumulate."""
+    for one, other, result in zip(left, right, out.unbind(), strict=True):
+        torch.mm(one, other, out=result, **({} if one.dtype == out.dtype else {"out_dtype": out.dtype}))
+    return out

@@ -37,7 +37,7 @@ def _step_one_(update: ParamUpdate) -> None:
     layout, state = update.layout, update.state
     assert layout is not None
     grad = update.descent_grad()
-    error = error_buffer.read(state, grad.dtype)
+    error = error_buffer.read(state, grad.shape, grad.dtype)
     prev = LowRankState(
         state["basis"], state["exp_avg"], state["exp_avg_sq"], layout.to_matrix(error) if error.dim() else error
     )
@@ -47,8 +47,7 @@ def _step_one_(update: ParamUpdate) -> None:
     )
     kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq}
     kept["param"] = layout.from_matrix(moved)
-    if "error_buffer" in state:
-        kept["error_buffer"] = layout.from_matrix(new.error_buffer)
+    kept |= error_buffer.encode(layout.from_matrix(new.error_buffer), error_buffer.stored_name(state))
     update.keep_(kept)
 
 

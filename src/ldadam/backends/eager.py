@@ -7,8 +7,7 @@ from torch import Tensor
 from ldadam import error_buffer
 from ldadam.algorithm import LowRankState, adam_direction, descend, ldadam_step
 from ldadam.backends.update import ParamUpdate
-from ldadam.layout import MatrixLayout
-from ldadam.subspace import PROJ_METHODS, first_basis
+from ldadam.subspace import PROJ_METHODS, first_basis, power_iteration, range_finder
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
@@ -21,7 +20,7 @@ def _step_one_(update: ParamUpdate) -> None:
     layout, state, hyper = update.layout, update.state, update.hyper
     assert layout is not None
     grad = update.descent_grad()
-    error = error_buffer.read(state, grad.dtype)
+    error = error_buffer.read(state, grad.shape, grad.dtype)
     direction, new = ldadam_step(
         layout.to_matrix(grad),
         LowRankState(
@@ -34,14 +33,13 @@ def _step_one_(update: ParamUpdate) -> None:
         betas=hyper.betas,
         eps=hyper.eps,
         rho=hyper.rho,
-        next_basis=next_basis(update, layout),
+        next_basis=next_basis(update),
     )
     moved = descend(
         update.param.to(grad.dtype), layout.from_matrix(direction), lr=hyper.lr, weight_decay=hyper.weight_decay
     )
     kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq, "param": moved}
-    if hyper.error_feedback:
-        kept["error_buffer"] = layout.from_matrix(new.error_buffer)
+    kept |= error_buffer.encode(layout.from_matrix(new.error_buffer), error_buffer.stored_name(state))
     update.keep_(kept)
 
 
@@ -62,8 +60,14 @@ def _dense_step_one_(update: ParamUpdate) -> None:
     update.keep_({"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "param": moved})
 
 
-def next_basis(update: ParamUpdate, layout: MatrixLayout) -> Callable[[Tensor, Tensor], Tensor] | None:
+def next_basis(update: ParamUpdate) -> Callable[[Tensor, Tensor], Tensor] | None:
     """How this step finds its basis; None where it keeps the one it has."""
     if update.is_first:
-        return first_basis(update.hyper.proj_method, shorter_side=min(layout.m, layout.n))
+        return first_basis(update.hyper.proj_method, shorter_side=update.shorter_side)
     return PROJ_METHODS[update.hyper.proj_method] if update.moves_subspace else None
+
+
+def decomposition(update: ParamUpdate) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How this step finds its basis, where that needs the matrix itself rather than products with it."""
+    method = next_basis(update)
+    return None if method in (power_iteration, range_finder) else method

@@ -1,6 +1,6 @@
 """Parameters as 2-D matrices, grouped so that equal ones are stepped together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -8,9 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldadam.backends.eager import decomposition
+from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
+from ldadam.error_buffer import KEYS
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import math_dtype
+from ldadam.quantization import Quantized
 
 
 class Matrix(NamedTuple):
@@ -18,11 +22,23 @@ class Matrix(NamedTuple):
 
     param: Tensor  # W   (m, n)
     grad: Tensor  # G   (m, n)
-    error: Tensor | None  # E   (m, n), None without error feedback
+    error: Tensor | None  # E   (m, n), None where it is kept in codes, or without error feedback
     basis: Tensor  # U_minus   (m, r)
     exp_avg: Tensor  # (r, n)
     exp_avg_sq: Tensor  # (r, n)
     accept: Tensor | None  # 0-d bool, None where no step is ever refused
+    quantized: Quantized | None  # E in codes, of the parameter's own rows
+    transposed: bool  # whether the parameter's own rows are columns here
+    noise_key: int | Tensor | None  # of the rounding of W; None where it rounds to nearest
+
+    @property
+    def has_error(self) -> bool:
+        """Whether there is error feedback."""
+        return self.error is not None or self.quantized is not None
+
+    def own_rows(self, matrix: Tensor) -> Tensor:
+        """A (m, n) tensor as the parameter has it; its own inverse."""
+        return matrix.mT if self.transposed else matrix
 
 
 class Kind(NamedTuple):
@@ -37,6 +53,8 @@ class Kind(NamedTuple):
     step: float | None  # None where the device keeps it
     is_first: bool
     moves_subspace: bool
+    shards: Shards | None
+    decomposition: Callable[[Tensor, Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -72,27 +90,23 @@ class Chunk:
         torch._foreach_copy_(old, list(values.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int, copies: bool = False) -> Iterator[Chunk]:
-    """The matrices of all updates of a group in chunks of one kind each, of about `max_scratch` bytes of scratch.
-
-    `copies` says that a backend holds A in float32 where a smaller dtype stores it.
-    """
+def chunks(updates: Sequence[ParamUpdate], *, max_scratch: int) -> Iterator[Chunk]:
+    """The matrices of all updates of a group in chunks of one kind each, of about `max_scratch` bytes of scratch."""
     by_kind: dict[Kind, list[tuple[Matrix, ParamUpdate]]] = {}
     for update in updates:
         for matrix, kind in _matrices(update):
             by_kind.setdefault(kind, []).append((matrix, update))
     for kind, members in by_kind.items():
-        size = max(1, max_scratch // scratch_bytes(kind, copies=copies))
+        size = max(1, max_scratch // max(1, scratch_bytes(kind)))
         for start in range(0, len(members), size):
             part = members[start : start + size]
             step = common_step([update for _, update in part])
             yield Chunk([matrix for matrix, _ in part], kind, part[0][1].hyper, step)
 
 
-def scratch_bytes(kind: Kind, *, copies: bool) -> int:
-    """Bytes of scratch for one matrix: about six (r, n) and six (m, r) float32 tensors, and A where it needs a copy."""
-    small = 24 * kind.rank * (kind.m + kind.n)
-    return small + 4 * kind.m * kind.n if copies and kind.dtypes[-1].itemsize < 4 else small
+def scratch_bytes(kind: Kind) -> int:
+    """Bytes of scratch for one matrix: about six (r, n) and six (m, r) float32 tensors."""
+    return 24 * kind.rank * (kind.m + kind.n)
 
 
 def common_step(updates: Sequence[ParamUpdate]) -> float | Tensor:
@@ -109,10 +123,11 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
     assert layout is not None
     accept = update.accepts()
     update.count_skip_(accept)
-    error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state else None
+    quantized = Quantized(*(state[key] for key in KEYS)) if "error_scale" in state else None
+    error = layout.to_matrix(state["error_buffer"]) if "error_buffer" in state and quantized is None else None
     param, grad = layout.to_matrix(update.param), layout.to_matrix(update.grad)
     parts = range(layout.batch[0]) if layout.batch else [...]
-    for part in parts:
+    for number, part in enumerate(parts):
         matrix = Matrix(
             param[part],
             grad[part],
@@ -121,12 +136,16 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
             state["exp_avg"][part],
             state["exp_avg_sq"][part],
             accept,
+            None if quantized is None else Quantized(*(tensor[part] for tensor in quantized)),
+            layout.transposed,
+            update.noise_key(start=number * layout.m * layout.n) if update.rounds_by_chance else None,
         )
         yield matrix, _kind(matrix, update, layout.rank)
 
 
 def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
-    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error) if tensor is not None]
+    codes = None if matrix.quantized is None else matrix.quantized.codes
+    big = [tensor for tensor in (matrix.param, matrix.grad, matrix.error, codes) if tensor is not None]
     m, n = matrix.param.shape
     return Kind(
         m=m,
@@ -138,4 +157,6 @@ def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
         step=None if isinstance(update.step, Tensor) else update.step,
         is_first=update.is_first,
         moves_subspace=update.moves_subspace,
+        shards=update.shards,
+        decomposition=decomposition(update),
     )

@@ -8,13 +8,12 @@ With U_minus' U_minus = I, everything but the weights and the buffer follows fro
 
 and the buffer and the weights from two updates of low rank, in place:
 
-    E  = A - [U, U_minus] [a + c m_half; -c m_minus]               c = beta1 / (1 - beta1)
+    E  = A - U (a + c m_half) - U_minus (-c m_minus)               c = beta1 / (1 - beta1)
     W  = (1 - lr wd) W - U (lr d)
 
 This module is that flow; what touches an m x n matrix is a `Products`, of which each fast backend has one.
 """
 
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,25 +21,35 @@ from torch import Tensor
 
 from ldadam.algorithm import LowRankState, adam_direction, change_basis, unbiased
 from ldadam.backends.matrices import Chunk
-from ldadam.subspace import RANGE_FINDER_ITERATIONS, cholesky_qr, orthonormalize, unit_columns
+from ldadam.backends.partial import Partial, Shards, Steps
+from ldadam.subspace import RANGE_FINDER_ITERATIONS, nonzero, unit_columns
+
+# What E loses in U and in U_minus, and what W loses in U.
+Descent = tuple[list[Tensor], Tensor]
 
 
 class Products(Protocol):
     """What touches an m x n matrix, and the r x n chain, for the B matrices of one chunk."""
 
-    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
-        """A = G + E for each matrix, in the storage of E where that has the dtype, and U'A (B, r, n)."""
+    chunk: Chunk
+
+    def correct(self, basis: Tensor) -> Tensor:
+        """A = G + E for each matrix, which the other products read, and U'A (B, r, n)."""
         ...
 
-    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n) itself, for bases that come from a decomposition."""
+        ...
+
+    def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
         ...
 
-    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+    def lift(self, rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
         ...
 
-    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    def target_rows(self, prev: LowRankState, projected: Tensor) -> Tensor:
         """Y' = rho m_hat + (1 - rho) U_minus'A (B, r, n), up to a scale of each row, which leaves U as it is."""
         ...
 
@@ -48,73 +57,124 @@ class Products(Protocol):
         """left right' (B, r, r), from two (B, r, l) tensors."""
         ...
 
-    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
-        """m and v in place, from a (B, r, n).
+    def orthonormalize(self, columns: Tensor, *, fallback: Tensor) -> Tensor:
+        """U = orth(X) (B, m, r), and the fallback where X is all zero."""
+        ...
+
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
+        """m and v in place, from Q (B, r, r), or None where the basis was kept, and a (B, r, n).
 
         Returns:
-            [a + c m_half; -c m_minus] (B, 2r, n), or a where the basis was kept; and lr d (B, r, n). Both are zero for
-            matrices whose step is refused.
+            What U and U_minus are multiplied by in E, [a + c m_half, -c m_minus], each (B, r, n), or [a] where the
+            basis was kept; and lr d (B, r, n). All are zero for matrices whose step is refused.
         """
         ...
 
-    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
-        """E = A - left right and W = (1 - lr wd) W - U descent, in place; U is the first r columns of left."""
+    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place; `bases` is U, U_minus, or U alone."""
         ...
 
 
-def step_chunk_(chunk: Chunk, products: Products) -> None:
+def step_chunk_(products: Products) -> Steps:
     """Move the matrices of a chunk, and their state, by one step, in place."""
+    chunk = products.chunk
     prev = LowRankState(chunk.stack("basis"), chunk.stack("exp_avg"), chunk.stack("exp_avg_sq"), torch.zeros(()))
-    corrected, low_rank_grad = products.correct(chunk, prev.basis)  # A, U_minus' A
-    basis = left = prev.basis
+    (low_rank_grad,) = yield [Partial(products.correct(prev.basis), "m", "U_minus'A", of_gradient=True)]
+    bases, change = [prev.basis], None
     if chunk.kind.moves_subspace:
-        basis = track_subspace(chunk, prev, corrected, low_rank_grad, products)  # U
-        left = torch.cat([basis, prev.basis], dim=-1)
-        low_rank_grad = products.project(basis, corrected)  # a
-    right, descent = products.advance_(chunk, prev, basis, low_rank_grad)
-    products.finish_(chunk, corrected, left, right, descent)
-    chunk.unstack_("basis", basis)
+        basis = yield from track_subspace(products, prev, low_rank_grad)  # U
+        bases.insert(0, basis)
+        low_rank_grad, change = yield [
+            Partial(products.project(basis), "m", "U'A", of_gradient=True),  # a
+            Partial(products.inner(basis.mT, prev.basis.mT), "m", "U'U_minus"),  # Q
+        ]
+    lost, descent = products.advance_(prev, change, low_rank_grad)
+    products.finish_(bases, lost, descent)
+    if chunk.kind.moves_subspace:
+        chunk.unstack_("basis", bases[0])
 
 
-def track_subspace(
-    chunk: Chunk, prev: LowRankState, corrected: list[Tensor], projected: Tensor, products: Products
-) -> Tensor:
+def track_subspace(products: Products, prev: LowRankState, projected: Tensor) -> Steps:
     """U (B, m, r): one power iteration from the previous basis, or the range finder's from the random one."""
-    rho, basis = chunk.hyper.rho, prev.basis
-    exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
-    orth = orthonormalize if basis.dtype == torch.float64 else partial(cholesky_qr, inner=products.inner)
+    chunk, basis = products.chunk, prev.basis
+    rho, shards = chunk.hyper.rho, chunk.kind.shards
+    if chunk.kind.decomposition is not None:
+        return (yield from shared_decomposition(products, prev, shards))
     for iteration in range(RANGE_FINDER_ITERATIONS if chunk.kind.is_first else 1):
         if iteration:
-            projected = products.project(basis, corrected)
-        rows = products.target_rows(chunk, prev, projected)  # Y'
-        overlap = products.inner(exp_avg_hat, rows)  # m_hat Y
-        columns = torch.baddbmm(products.lift(corrected, rows), basis, overlap, beta=1 - rho, alpha=rho)  # X
-        basis = orth(columns, fallback=basis)
+            (projected,) = yield [Partial(products.project(basis), "m", "U'A", of_gradient=True)]
+        if shards is None or not shards.n:
+            rows = products.target_rows(prev, projected)  # Y'
+        else:
+            rows = yield from shared_target_rows(chunk, prev, projected)
+        lifted, overlap = yield [
+            Partial(products.lift(rows), "n", "A Y", of_gradient=True),
+            Partial(products.inner(prev.exp_avg, rows), "n", "m_minus Y"),
+        ]
+        overlap = unbiased(overlap, chunk.hyper.betas[0], chunk.step - 1)  # m_hat Y
+        columns = torch.baddbmm(lifted, basis, overlap, beta=1 - rho, alpha=rho)  # X
+        if shards is None or not shards.m:
+            basis = products.orthonormalize(columns, fallback=basis)
+        else:
+            basis = yield from shared_orthonormalize(products, columns, fallback=basis, shards=shards)
     return basis
+
+
+def shared_target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Steps:
+    """Y' (B, r, n) where ranks hold blocks of n: the scale of a row is that of the whole row."""
+    rows = subspace_target_rows(chunk, prev, projected)
+    (largest,) = yield [Partial(rows.abs().amax(dim=-1, keepdim=True), "n", "largest of Y", op="max")]
+    return rows / nonzero(largest)
+
+
+def shared_orthonormalize(products: Products, columns: Tensor, *, fallback: Tensor, shards: Shards) -> Steps:
+    """U = orth(X) (B, m, r) where ranks hold blocks of m: each orthonormalizes the whole, and keeps its block."""
+    whole = yield [
+        Partial(shards.embed_rows(columns), "m", "X"),
+        Partial(shards.embed_rows(fallback), "m", "U_minus"),
+    ]
+    return products.orthonormalize(whole[0], fallback=whole[1])[:, slice(*shards.rows)]
+
+
+def shared_decomposition(products: Products, prev: LowRankState, shards: Shards | None) -> Steps:
+    """U (B, m, r) of a decomposition of B where ranks hold blocks of it: each decomposes the whole."""
+    chunk = products.chunk
+    assert shards is not None and chunk.kind.decomposition is not None
+    exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
+    target = chunk.hyper.rho * (prev.basis @ exp_avg_hat) + (1 - chunk.hyper.rho) * products.corrected_grads()  # B
+    wide, basis = yield [
+        Partial(shards.embed_rows(shards.embed_cols(target)), "m", "B", of_gradient=True),
+        Partial(shards.embed_rows(prev.basis), "m", "U_minus"),
+    ]
+    (whole,) = yield [Partial(wide, "n", "B")]
+    return chunk.kind.decomposition(whole, basis)[:, slice(*shards.rows)]
 
 
 def target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
     """`Products.target_rows` by the page's own functions."""
+    return unit_columns(subspace_target_rows(chunk, prev, projected).mT).mT
+
+
+def subspace_target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    """Y' = rho m_hat + (1 - rho) U_minus'A (B, r, n)."""
     exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
-    rows = chunk.hyper.rho * exp_avg_hat + (1 - chunk.hyper.rho) * projected  # Y'
-    return unit_columns(rows.mT).mT
+    return chunk.hyper.rho * exp_avg_hat + (1 - chunk.hyper.rho) * projected
 
 
-def advance_(chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+def advance_(chunk: Chunk, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
     """`Products.advance_` by the page's own functions."""
     (beta1, beta2), step = chunk.hyper.betas, chunk.step
-    moves = chunk.kind.moves_subspace
-    carried = change_basis(prev, basis, step=step, betas=(beta1, beta2)) if moves else prev  # m_half, v_half
+    carried = prev if change is None else change_basis(prev, change, step=step, betas=(beta1, beta2))  # m_half, v_half
     exp_avg = torch.lerp(carried.exp_avg, low_rank_grad, 1 - beta1)  # m
     exp_avg_sq = torch.lerp(carried.exp_avg_sq, low_rank_grad.square(), 1 - beta2)  # v
     direction = adam_direction(exp_avg, exp_avg_sq, step=step, betas=(beta1, beta2), eps=chunk.hyper.eps)  # d
-    right = low_rank_grad
-    if moves:
+    lost = [low_rank_grad]
+    if change is not None:
         ratio = beta1 / (1 - beta1)  # c
-        right = torch.cat([low_rank_grad.add(carried.exp_avg, alpha=ratio), prev.exp_avg * -ratio], dim=-2)
+        lost = [low_rank_grad.add(carried.exp_avg, alpha=ratio), prev.exp_avg * -ratio]
     chunk.unstack_("exp_avg", exp_avg)
     chunk.unstack_("exp_avg_sq", exp_avg_sq)
-    return accepted(chunk, right), accepted(chunk, direction * chunk.hyper.lr)
+    return [accepted(chunk, factor) for factor in lost], accepted(chunk, direction * chunk.hyper.lr)
 
 
 def accepted(chunk: Chunk, factor: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 # A kernel's constants are passed as what they hold.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton
@@ -17,12 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ldadam.algorithm import LowRankState
-from ldadam.backends import batched, triton_kernels
+from ldadam.backends import batched, eager
 from ldadam.backends.matrices import Chunk, chunks, common_step
-from ldadam.backends.six_products import step_chunk_
+from ldadam.backends.partial import run_alone
+from ldadam.backends.six_products import Descent, Products, step_chunk_
+from ldadam.backends.triton_launches import kernels
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
+from ldadam.subspace import cholesky_qr
 
 # Bytes of scratch, m x r and r x n, for the matrices stepped together: enough of them for a few thousand programs.
 SCRATCH_BYTES = 512 * 2**20
@@ -36,34 +38,18 @@ MAX_RANK = 256
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-class _Kernel:
-    """A kernel, of which a launch on meta tensors does nothing: what is left of a step is what it allocates."""
-
-    def __init__(self, function: Any):
-        self.function = function
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return lambda table, *args, **constants: (
-            None if table.is_meta else self.function[grid](table, *args, **constants)
-        )
-
-
-class _Kernels:
-    """The kernels, by name."""
-
-    def __getattr__(self, name: str) -> _Kernel:
-        return _Kernel(getattr(triton_kernels, name))
-
-
-kernels = _Kernels()
-
-
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move each parameter and its state in place."""
-    batched.step_([update for update in updates if not suits(update)])
+    eager.step_([update for update in updates if batched.needs_page(update)])
+    for one in products([update for update in updates if not batched.needs_page(update)]):
+        run_alone(step_chunk_(one))
+
+
+def products(updates: Sequence[ParamUpdate]) -> Iterator[Products]:
+    """The products of each chunk of these parameters."""
+    yield from batched.products([update for update in updates if not suits(update)])
     for chunk in chunks([update for update in updates if suits(update)], max_scratch=SCRATCH_BYTES):
-        wide = chunk.kind.rank > MAX_RANK_OF_PRODUCTS
-        step_chunk_(chunk, CublasProducts(chunk) if wide else TritonProducts(chunk))
+        yield CublasProducts(chunk) if chunk.kind.rank > MAX_RANK_OF_PRODUCTS else TritonProducts(chunk)
 
 
 def suits(update: ParamUpdate) -> bool:
@@ -73,6 +59,8 @@ def suits(update: ParamUpdate) -> bool:
     tensors = [update.param, update.grad, *(() if error is None else (error,))]
     return (
         not batched.needs_page(update)
+        and update.param.numel() > 0
+        and not update.rounds_by_chance
         and error is not None
         and layout.rank <= MAX_RANK
         and layout.m * layout.n < 2**31
@@ -107,8 +95,13 @@ def dense_step_(updates: Sequence[ParamUpdate]) -> None:
 
 def _suits_dense(update: ParamUpdate) -> bool:
     tensors = (update.param, update.grad)
-    return update.param.numel() > 0 and all(
-        tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
+    return (
+        update.param.numel() > 0
+        and not update.rounds_by_chance
+        and all(
+            tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+            for tensor in tensors
+        )
     )
 
 
@@ -139,6 +132,7 @@ class _Launches:
     """What the launches for one chunk share, and those of the r x n chain."""
 
     def __init__(self, chunk: Chunk):
+        self.chunk = chunk
         first = chunk.matrices[0]
         assert first.error is not None
         self.count, self.device = len(chunk.matrices), first.param.device
@@ -149,18 +143,18 @@ class _Launches:
         self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, first.error.element_size())
         both = {first.error.dtype, first.param.dtype}
         self.factor_dtype = torch.float32 if torch.float32 in both else first.error.dtype
-        self.errors = self._addresses(chunk, "error")
+        self.errors = self._addresses("error")
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
         self.biases = self.scalars.biases(chunk.step)
 
-    def _addresses(self, chunk: Chunk, name: str) -> Tensor:
-        return addresses_of([getattr(matrix, name) for matrix in chunk.matrices])
+    def _addresses(self, name: str) -> Tensor:
+        return addresses_of([getattr(matrix, name) for matrix in self.chunk.matrices])
 
-    def target_rows(self, chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:
+    def target_rows(self, prev: LowRankState, projected: Tensor) -> Tensor:
         """Y' (B, r, n), up to a scale of each row, in one kernel."""
         rows = torch.empty_like(projected)
         kernels.target_kernel[(self.rank, self.count)](
-            projected, self._addresses(chunk, "exp_avg"), self.biases, rows, self.n, self.rank, chunk.hyper.rho,
+            projected, self._addresses("exp_avg"), self.biases, rows, self.n, self.rank, self.chunk.hyper.rho,
             BLOCK=1024,
         )  # fmt: skip
         return rows
@@ -178,35 +172,43 @@ class _Launches:
         )  # fmt: skip
         return products.sum(1)
 
-    def advance_(self, chunk: Chunk, prev: LowRankState, basis: Tensor, low_rank_grad: Tensor) -> tuple[Tensor, Tensor]:
+    def orthonormalize(self, columns: Tensor, *, fallback: Tensor) -> Tensor:
+        """orth(X) (B, m, r), and the fallback where X is all zero."""
+        return cholesky_qr(columns, fallback=fallback, inner=self.inner)
+
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
         """m and v in place, and the factors that E and W are updated from, in one kernel."""
-        moves, hyper = chunk.kind.moves_subspace, chunk.hyper
-        change = self.inner(basis.mT, prev.basis.mT)  # Q
+        moves, hyper = change is not None, self.chunk.hyper
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
         right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
         block = 64 if self.rank <= 64 else 32
         kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
-            low_rank_grad, change, self._addresses(chunk, "exp_avg"), self._addresses(chunk, "exp_avg_sq"),
+            low_rank_grad, change if moves else low_rank_grad,
+            self._addresses("exp_avg"), self._addresses("exp_avg_sq"),
             descent, right, self.biases, self.scalars.accepts,
             self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
             MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
             R=self.padded_rank, BLOCK_N=block, BLOCK_K=min(32, self.padded_rank),
             num_warps=4 if self.rank <= 64 else 8, num_stages=2,
         )  # fmt: skip
-        return right, descent
+        return list(right.split(self.rank, dim=-2)), descent
 
 
 class TritonProducts(_Launches):
     """Large products by kernels over all matrices of a chunk."""
 
-    def correct(self, chunk: Chunk, basis: Tensor) -> tuple[list[Tensor], Tensor]:
-        """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
-        grad = chunk.matrices[0].grad
-        grads = self._addresses(chunk, "grad")
-        sign = -1.0 if chunk.hyper.maximize else 1.0
-        return [], self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
+    def corrected_grads(self) -> Tensor:
+        """A (B, m, n)."""
+        return self.chunk.stack("error").to(self.chunk.dtype)
 
-    def project(self, basis: Tensor, corrected: list[Tensor]) -> Tensor:
+    def correct(self, basis: Tensor) -> Tensor:
+        """A = G + E in the storage of E, and U'A (B, r, n), in one pass."""
+        grad = self.chunk.matrices[0].grad
+        grads = self._addresses("grad")
+        sign = -1.0 if self.chunk.hyper.maximize else 1.0
+        return self._project(basis, grads, grad_dtype=_TRITON_DTYPES[grad.dtype], sign=sign, add=True)
+
+    def project(self, basis: Tensor) -> Tensor:
         """U'A (B, r, n) from U (B, m, r)."""
         return self._project(basis, self.errors, grad_dtype=self.error_dtype, sign=1.0, add=False)
 
@@ -219,7 +221,7 @@ class TritonProducts(_Launches):
         )  # fmt: skip
         return rows
 
-    def lift(self, corrected: list[Tensor], rows: Tensor) -> Tensor:
+    def lift(self, rows: Tensor) -> Tensor:
         """A Y (B, m, r) from Y' (B, r, n)."""
         rows = rows.contiguous()
         columns = rows.new_empty(self.count, self.m, self.rank)
@@ -230,14 +232,15 @@ class TritonProducts(_Launches):
         )  # fmt: skip
         return columns
 
-    def finish_(self, chunk: Chunk, corrected: list[Tensor], left: Tensor, right: Tensor, descent: Tensor) -> None:
-        """E = A - left right and W = (1 - lr wd) W - U descent, in one pass over both."""
-        weight = chunk.matrices[0].param
+    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in one pass over both."""
+        weight = self.chunk.matrices[0].param
+        left, right = torch.cat(bases, dim=-1), torch.cat(lost, dim=-2)
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
         config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
         tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
         kernels.finish_kernel[(tiles, self.count)](
-            self.errors, self._addresses(chunk, "param"), left, right, descent, self.scalars.decays,
+            self.errors, self._addresses("param"), left, right, descent, self.scalars.decays,
             self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(),
             ERROR=self.error_dtype, WEIGHT=_TRITON_DTYPES[weight.dtype], MOVES=left.shape[-1] > self.rank,
             PRECISION="tf32x3", **config,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldadam import rounding
+from ldadam.backends.partial import Shards
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout, math_dtype
 
@@ -21,6 +23,8 @@ class ParamUpdate:
         hyper: the hyperparameters of its group.
         layout: how it is seen as a matrix; None for dense AdamW.
         is_first: whether the basis is still the random one it was created with.
+        shards: which block of its matrix the parameter is, and who holds the others; None for the whole.
+        number: the parameter's place among those of all groups of its optimizer.
     """
 
     param: Tensor
@@ -30,6 +34,14 @@ class ParamUpdate:
     hyper: Hyperparameters
     layout: MatrixLayout | None = None
     is_first: bool = False
+    shards: Shards | None = None
+    number: int = 0
+
+    @property
+    def shorter_side(self) -> int:
+        """Of the whole matrix."""
+        assert self.layout is not None
+        return min(self.layout.m, self.layout.n) if self.shards is None else min(self.shards.shape)
 
     @property
     def moves_subspace(self) -> bool:
@@ -37,6 +49,15 @@ class ParamUpdate:
         if self.is_first or self.hyper.update_interval == 1:
             return True
         return int(self.step - 1) % self.hyper.update_interval == 0
+
+    @property
+    def rounds_by_chance(self) -> bool:
+        """Whether the moved weights are rounded stochastically."""
+        return self.hyper.stochastic_rounding and rounding.rounds(self.param.dtype)
+
+    def noise_key(self, *, start: int = 0) -> int | Tensor:
+        """Where the noise of the entries from number `start` begins, for `rounding.stochastic_round`."""
+        return rounding.noise_key(self.number, self.step) + start
 
     def descent_grad(self) -> Tensor:
         """The gradient to descend, in the dtype of the arithmetic."""
@@ -59,5 +80,7 @@ class ParamUpdate:
         accept = self.accepts()
         for name, value in new.items():
             old = self.param if name == "param" else self.state[name]
+            if name == "param" and self.rounds_by_chance:
+                value = rounding.stochastic_round(value, old.dtype, key=self.noise_key())
             old.copy_(value if accept is None else torch.where(accept, value, old))
         self.count_skip_(accept)

@@ -53,9 +53,9 @@ def low_rank_operations(m: int, n: int, r: int) -> int:
     """Multiplications and additions of one low-rank matrix.
 
     With A: U_minus' A, A Y and U' A, 2mnr each; E, 4mnr; W, 2mnr. Beside it: m_hat Y, Q m_hat and Q^2 var, 2nr^2 each;
-    U_minus (m_hat Y), Q, and two rounds of Cholesky-QR, of a Gram matrix and a product each, 2mr^2 each.
+    U_minus (m_hat Y) and Q, 2mr^2 each; and 4mr^2 to orthonormalize, by QR, or by one of Cholesky-QR's two rounds.
     """
-    return 12 * m * n * r + 6 * n * r**2 + 12 * m * r**2
+    return 12 * m * n * r + 6 * n * r**2 + 8 * m * r**2
 
 
 def state_bytes(stepper: Stepper) -> int:

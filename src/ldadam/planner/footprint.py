@@ -71,7 +71,7 @@ class Footprint:
         gradients: alive at once: all, or the largest one with `step_in_backward`.
         state: of the optimizer, by kind.
         step_peak: what a step allocates and frees; None where it is not known.
-        buffers: what a step packs to reduce it over devices.
+        messages: the largest message of a step, packed to be reduced over devices.
         activations: estimated peak of forward and backward; None where it is not estimated.
         gathered: weights, and gradients before they are reduced, that FSDP makes whole during forward and backward.
         step_in_backward: whether parameters are stepped while activations are alive.
@@ -82,7 +82,7 @@ class Footprint:
     gradients: int
     state: StateBytes
     step_peak: int | None
-    buffers: int
+    messages: int
     activations: int | None
     gathered: int
     step_in_backward: bool
@@ -95,7 +95,7 @@ class Footprint:
     @property
     def step(self) -> int:
         """Bytes that only the step needs."""
-        return (self.step_peak or 0) + self.buffers
+        return (self.step_peak or 0) + self.messages
 
     @property
     def total(self) -> int:

@@ -20,7 +20,7 @@ def parts(footprint: Footprint) -> dict[str, int | None]:
         "error buffer": state.error_buffer,
         "counters": state.step,
         "peak of the step": footprint.step_peak,
-        "reduced factors": footprint.buffers,
+        "packed messages": footprint.messages,
         "activations": footprint.activations,
         "gathered by FSDP": footprint.gathered,
     }
@@ -31,7 +31,7 @@ def parts_at_peak(footprint: Footprint) -> dict[str, int | None]:
     found = parts(footprint)
     if footprint.step_in_backward:
         return found
-    of_passes, of_step = ("activations", "gathered by FSDP"), ("peak of the step", "reduced factors")
+    of_passes, of_step = ("activations", "gathered by FSDP"), ("peak of the step", "packed messages")
     absent = of_passes if footprint.step > footprint.passes else of_step
     return {part: num_bytes for part, num_bytes in found.items() if part not in absent}
 

@@ -21,7 +21,7 @@ COLORS = {
     "error buffer": PART_COLORS["error_buffer"],
     "counters": PART_COLORS["step"],
     "peak of the step": "#b03060",
-    "reduced factors": "#8a4fbf",
+    "packed messages": "#8a4fbf",
     "activations": "#8fc46a",
     "gathered by FSDP": "#5f6b75",
 }

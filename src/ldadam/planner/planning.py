@@ -18,7 +18,7 @@ from ldadam.planner.models import PlannedModel, find_model
 from ldadam.planner.peers import PEERS
 from ldadam.planner.shards import Shard, find_shards, local_part
 from ldadam.planner.step_peak import single_step_peak, step_peak
-from ldadam.planner.traffic import buffer_bytes, gathered_bytes, traffic_of_passes, traffic_of_step
+from ldadam.planner.traffic import gathered_bytes, message_bytes, traffic_of_passes, traffic_of_step
 from ldadam.state import planned_bytes
 
 OPTIMIZERS = ("ldadamw", *PEERS)
@@ -195,7 +195,7 @@ def _footprint(name: str, model: PlannedModel, ours: LDAdamW, shards: list[Shard
         gradients=max(gradients) if settings.step_in_backward else sum(gradients),
         state=_state(name, shards),
         step_peak=_step_peak(ours, settings) if is_ours else _PEAK_OF_PEERS.get(name),
-        buffers=buffer_bytes(shards, **packing) if is_ours and is_divided else 0,
+        messages=message_bytes(shards, **packing) if is_ours and is_divided else 0,
         activations=_activations(model, shards, settings),
         gathered=gathered_bytes(shards) if settings.parts > 1 else 0,
         step_in_backward=settings.step_in_backward,
@@ -215,8 +215,9 @@ def _state(name: str, shards: list[Shard]) -> StateBytes:
 
 
 def _step_peak(ours: LDAdamW, settings: Settings) -> int | None:
-    """Of whole matrices, which bounds that of shards; None for what torch.compile will make of the step."""
-    if settings.options["backend"] == "compiled":
+    """None for what torch.compile will make of the step, and where it runs side by side for all shards."""
+    side_by_side = settings.devices > 1 and settings.sharding != "ddp" and not settings.step_in_backward
+    if settings.options["backend"] == "compiled" or side_by_side:
         return None
     peak = single_step_peak if settings.step_in_backward else step_peak
     return peak(ours.param_groups, device=torch.device(settings.device))

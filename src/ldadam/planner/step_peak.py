@@ -50,12 +50,12 @@ def step_peak(groups: Sequence[dict[str, Any]], *, device: torch.device) -> int:
         groups: of an `LDAdamW`.
         device: where the step would run: "cpu" or "cuda".
     """
-    return max((_peak_of_equals(group, count, device) for group, count in _kinds(groups)), default=0)
+    return max((max(_peaks_of_equals(group, count, device)) for group, count in _kinds(groups)), default=0)
 
 
 def single_step_peak(groups: Sequence[dict[str, Any]], *, device: torch.device) -> int:
     """The same where each parameter is stepped alone, as inside of the backward pass."""
-    return max((_peak(group, 1, device) for group, _ in _kinds(groups)), default=0)
+    return max((max(_peaks(group, 1, device)) for group, _ in _kinds(groups)), default=0)
 
 
 def _kinds(groups: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
@@ -68,18 +68,18 @@ def _kinds(groups: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]
     ]
 
 
-def _peak_of_equals(group: dict[str, Any], count: int, device: torch.device) -> int:
-    number, peak = 1, _peak(group, 1, device)
+def _peaks_of_equals(group: dict[str, Any], count: int, device: torch.device) -> tuple[int, int]:
+    number, peaks = 1, _peaks(group, 1, device)
     while number < count:
         number = min(2 * number, count)
-        before, peak = peak, _peak(group, number, device)
-        if peak == before:
+        before, peaks = peaks, _peaks(group, number, device)
+        if peaks == before:
             break
-    return peak
+    return peaks
 
 
-def _peak(group: dict[str, Any], number: int, device: torch.device) -> int:
-    """Of `number` parameters like that of the group, at the larger of a first and a second step.
+def _peaks(group: dict[str, Any], number: int, device: torch.device) -> tuple[int, int]:
+    """Of `number` parameters like that of the group, in a first and in a second step.
 
     A first step finds its bases in another way. A start basis is computed on the host, hence once for all.
     """
@@ -94,7 +94,7 @@ def _peak(group: dict[str, Any], number: int, device: torch.device) -> int:
         for param in params:
             param.grad = torch.empty_like(param)
             optimizer.state[param] = {key: value.clone() for key, value in state.items()}
-        return max(_peak_of_one(optimizer) for _ in range(2))
+        return _peak_of_one(optimizer), _peak_of_one(optimizer)
 
 
 def _peak_of_one(optimizer: LDAdamW) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ldadam.distributed.plan import PACK_BYTES, Collective, exchanges
+from ldadam.distributed.plan import Collective, reductions
 from ldadam.layout import math_dtype
 from ldadam.planner.shards import Shard, bytes_by_unit
 
@@ -35,27 +35,21 @@ def _gathers(shards: Sequence[Shard]) -> list[Collective]:
 
 
 def traffic_of_step(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Collective]:
-    """The collectives of LDAdamW's step; `packed` says that matrices are stepped together, not one by one."""
-    sizes: dict[tuple[str, str], list[int]] = {}
+    """The collectives of LDAdamW's step; `packed` says that all matrices are stepped together, not one by one."""
+    sizes: dict[str, list[int]] = {}
     for shard in shards:
         if shard.layout is not None:
             itemsize = math_dtype(shard.param.dtype).itemsize
-            for kind, what, numbers in exchanges(shard.layout, sharding):
-                sizes.setdefault((kind, what), []).append(numbers * itemsize)
-    return [
-        Collective(kind, what, sum(each), math.ceil(sum(each) / PACK_BYTES) if packed else len(each))
-        for (kind, what), each in sizes.items()
-    ]
+            for what, numbers in reductions(shard.layout, sharding).items():
+                sizes.setdefault(what, []).append(numbers * itemsize)
+    return [Collective("all_reduce", what, sum(each), 1 if packed else len(each)) for what, each in sizes.items()]
 
 
-def buffer_bytes(shards: Sequence[Shard], *, sharding: str, packed: bool) -> int:
-    """Bytes of the buffer that factors are packed into: that of a full one, or of the largest single factor."""
-    alone = [each for shard in shards for each in traffic_of_step([shard], sharding=sharding, packed=False)]
-    largest = max((each.num_bytes for each in alone), default=0)
-    if not packed:
-        return largest
-    together = max((each.num_bytes for each in traffic_of_step(shards, sharding=sharding, packed=True)), default=0)
-    return max(largest, min(together, PACK_BYTES))
+def message_bytes(shards: Sequence[Shard], *, sharding: str, packed: bool) -> int:
+    """Bytes of the largest message of a step: what is packed together, or the largest factor of one matrix."""
+    together = [shards] if packed else [[shard] for shard in shards]
+    messages = [each for some in together for each in traffic_of_step(some, sharding=sharding, packed=True)]
+    return max((each.num_bytes for each in messages), default=0)
 
 
 def gathered_bytes(shards: Sequence[Shard]) -> int:

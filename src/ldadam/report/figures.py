@@ -25,6 +25,7 @@ PART_COLORS = {
     "exp_avg_sq": "#5aa0e6",
     "basis": "#2a8c55",
     "error_buffer": "#e8a13c",
+    "error_scale": "#b5761b",
     "step": "#444444",
 }
 STYLE: Any = {

@@ -45,8 +45,8 @@ class OptimizerTimer:
         self._cuda = device.type == "cuda"
         self._begun: Any = None
         self._spans: list[tuple[Any, Any]] = []
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+        optimizer.register_step_pre_hook(self.begin)
+        optimizer.register_step_post_hook(self.end)
 
     def _now(self) -> Any:
         if not self._cuda:
@@ -55,10 +55,12 @@ class OptimizerTimer:
         event.record()
         return event
 
-    def _before(self, *_: Any) -> None:
+    def begin(self, *_: Any) -> None:
+        """A step, or that of one parameter in backward, begins."""
         self._begun = self._now()
 
-    def _after(self, *_: Any) -> None:
+    def end(self, *_: Any) -> None:
+        """It has ended."""
         self._spans.append((self._begun, self._now()))
 
     def take(self) -> float:

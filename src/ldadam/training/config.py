@@ -66,11 +66,18 @@ class PretrainConfig:
     )
     error_feedback: bool | None = option(None, "keep what the projection drops for later steps", panel="LDAdamW")
     error_dtype: str | None = option(
-        None, "storage of the error buffer; none: the weight's dtype", panel="LDAdamW", choices=("float32", "bfloat16")
+        None,
+        "storage of the error buffer; none: the weight's dtype",
+        panel="LDAdamW",
+        choices=("float32", "bfloat16", "int8", "int4"),
     )
     update_interval: int | None = option(None, "move the subspace every so many steps", panel="LDAdamW")
     skip_nonfinite: bool | None = option(None, "skip matrices whose gradient is not finite", panel="LDAdamW")
+    stochastic_rounding: bool | None = option(None, "round 16-bit weights by chance, without bias", panel="LDAdamW")
     backend: str | None = option(None, "implementation of the step", panel="LDAdamW")
+    step_in_backward: bool | None = option(
+        None, "move each weight inside backward and free its gradient; no clipping", panel="LDAdamW"
+    )
     target_modules: str | None = option(
         None, "regex of the weights that get a rank; none: all but embeddings and head", panel="LDAdamW"
     )
@@ -186,6 +193,11 @@ def check_ranges(config: PretrainConfig) -> PretrainConfig:
     if config.hidden_size % config.num_heads or (config.hidden_size // config.num_heads) % 2:
         raise UsageError(
             f"hidden_size / num_heads must be a whole even number, got {config.hidden_size} / {config.num_heads}"
+        )
+    if config.step_in_backward and config.max_grad_norm:
+        raise UsageError(
+            f"max_grad_norm={config.max_grad_norm} clips by the norm of all gradients, which are never there together "
+            "with step_in_backward: leave one of them out"
         )
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"seed must be in 0..2^32-1, got {config.seed}")

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldadam import error_buffer
+
 LOW_RANK_STATE = ("exp_avg", "basis")
 
 
@@ -38,25 +40,26 @@ class SubspaceMonitor:
     def __init__(self, optimizer: Optimizer, names: Mapping[Any, str]) -> None:
         self.optimizer = optimizer
         self.names = names
-        self._before: list[_Before] = []
+        self._before: dict[Tensor, _Before] = {}
 
-    @torch.no_grad()
     def before_step(self) -> None:
         """Record ‖A‖ and copy m₋ and U₋ of each matrix. Gradients are final: clipped, accumulated."""
-        self._before = []
-        for group in self.optimizer.param_groups:
-            if group.get("rank") is None:
-                continue
+        for index, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
-                state = self.optimizer.state.get(parameter)
-                if parameter.grad is not None and (not state or "basis" in state):
-                    self._before.append(self._record(parameter, beta1=float(group["betas"][0])))
+                self.before_step_of(parameter, index)
+
+    @torch.no_grad()
+    def before_step_of(self, parameter: Tensor, index: int) -> None:
+        """The same for one parameter of param group `index`; a later call replaces an earlier one."""
+        group, state = self.optimizer.param_groups[index], self.optimizer.state.get(parameter)
+        if group.get("rank") is not None and parameter.grad is not None and (not state or "basis" in state):
+            self._before[parameter] = self._record(parameter, beta1=float(group["betas"][0]))
 
     def _record(self, parameter: Tensor, *, beta1: float) -> _Before:
         state = self.optimizer.state.get(parameter, {})
         corrected = parameter.grad.float() if parameter.grad is not None else parameter.float()
         if "error_buffer" in state:
-            corrected = corrected + state["error_buffer"].float()
+            corrected = corrected + error_buffer.read(state, corrected.shape, corrected.dtype)
         exp_avg, basis = (state[key].clone() if key in state else None for key in LOW_RANK_STATE)
         norm = torch.linalg.vector_norm(corrected)
         return _Before(self.names[parameter], parameter, beta1, norm, exp_avg, basis)
@@ -65,15 +68,16 @@ class SubspaceMonitor:
     def after_step(self) -> dict[str, dict[str, float]]:
         """`captured` and `error_norm`, each a number per matrix."""
         captured, error_norm = {}, {}
-        for before in self._before:
+        for before in self._before.values():
             state = self.optimizer.state[before.parameter]
             if "basis" not in state:
                 continue
             kept = torch.linalg.vector_norm(low_rank_gradient(before, state["exp_avg"], state["basis"]))
             captured[before.name] = float(kept / before.norm) if before.norm > 0 else 1.0
             if "error_buffer" in state:
-                error_norm[before.name] = float(torch.linalg.vector_norm(state["error_buffer"].float()))
-        self._before = []
+                error = error_buffer.read(state, before.parameter.shape, torch.float32)
+                error_norm[before.name] = float(torch.linalg.vector_norm(error))
+        self._before = {}
         return {"captured": captured, "error_norm": error_norm}
 
 

@@ -29,7 +29,9 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "error_dtype",
     "update_interval",
     "skip_nonfinite",
+    "stochastic_rounding",
     "backend",
+    "step_in_backward",
     "target_modules",
 )
 # Every option that belongs to some optimizer: those that the chosen one lacks are refused.
@@ -83,7 +85,7 @@ def _signature_defaults(optimizer_class: type, options: tuple[str, ...]) -> dict
 def _ldadamw_defaults() -> dict[str, Any]:
     from ldadam import LDAdamW
 
-    return _signature_defaults(LDAdamW, LDADAMW_OPTIONS)
+    return {**_signature_defaults(LDAdamW, LDADAMW_OPTIONS), "step_in_backward": False}
 
 
 def _adamw_defaults() -> dict[str, Any]:
@@ -94,8 +96,6 @@ def _adamw_defaults() -> dict[str, Any]:
 
 
 def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
-    import torch
-
     from ldadam import LDAdamW, lowrank_param_groups
 
     assert config.rank is not None and config.beta1 is not None and config.beta2 is not None
@@ -104,13 +104,14 @@ def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
         model, rank=config.rank, target_modules=config.target_modules, weight_decay=config.weight_decay
     )
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
-    hyperparameters = {name: getattr(config, name) for name in (*passed_on, "update_interval", "skip_nonfinite")}
+    passed_on += ("update_interval", "skip_nonfinite", "stochastic_rounding")
+    hyperparameters = {name: getattr(config, name) for name in passed_on}
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(
         groups,
         betas=(config.beta1, config.beta2),
         rank=config.rank,
-        error_dtype=getattr(torch, config.error_dtype) if config.error_dtype else None,
+        error_dtype=config.error_dtype,
         backend=config.backend,
         **hyperparameters,
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldadam import LDAdamW
 from ldadam.training import checkpoints, run_folder
 from ldadam.training.config import PretrainConfig, tokens_per_step
 from ldadam.training.corpora import open_corpus
 from ldadam.training.errors import Interrupted, UsageError
+from ldadam.training.in_backward import stepping_in_backward
 from ldadam.training.interrupts import StopOnSignal
 from ldadam.training.model import build_model, choose_device
 from ldadam.training.optimizers import build_optimizer
@@ -120,7 +123,7 @@ def _train(
     )
     earlier_seconds = recorder.load_state(checkpoint / STATE_FILE) if checkpoint else 0.0
     progress = Progress(title, num_steps=config.steps, tokens_per_step=tokens_per_step(config), clock=recorder.clock)
-    with progress, stop:
+    with progress, stop, _stepping(config, optimizer, recorder):
         recorder.begin(progress, seconds=earlier_seconds)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received is not None and trainer.state.global_step < config.steps:
@@ -128,6 +131,14 @@ def _train(
             f"stopped by {stop.received.name} after step {trainer.state.global_step} of {config.steps}: "
             f"{run_folder.what_can_be_resumed(run)}"
         )
+
+
+def _stepping(config: PretrainConfig, optimizer: torch.optim.Optimizer, recorder: Recorder) -> AbstractContextManager:
+    """Where the optimizer steps: in backward, or where the trainer calls it."""
+    if not config.step_in_backward:
+        return nullcontext()
+    assert isinstance(optimizer, LDAdamW) and config.grad_accum
+    return stepping_in_backward(optimizer, recorder, accumulation_steps=config.grad_accum)
 
 
 def refuse_several_processes() -> None:

@@ -46,6 +46,7 @@ class Recorder(TrainerCallback):
         self._measured: dict[str, dict[str, float]] = {}
         self._pending: dict[str, Any] | None = None
         self._memory_written = False
+        self._step = 0
 
     # What the trainer tells
 
@@ -85,6 +86,21 @@ class Recorder(TrainerCallback):
     def _monitored(self, step: int) -> bool:
         every = self.config.monitor_every
         return bool(every) and (step == 1 or step % every == 0)
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The step that the next gradients belong to."""
+        self._step = state.global_step + 1
+
+    def before_step_in_backward(self, index: int, parameter: Tensor) -> None:
+        """Backward has the gradient of a parameter of param group `index`, and will move the parameter."""
+        if self._monitored(self._step):
+            with self.clock.paused():
+                self.monitor.before_step_of(parameter, index)
+        self.timer.begin()
+
+    def after_step_in_backward(self, parameter: Tensor) -> None:
+        """It has moved it, or kept the gradient of a micro-batch."""
+        self.timer.end()
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Gradients are final; the learning rate is the one that this step uses."""

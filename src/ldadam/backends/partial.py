@@ -1,0 +1,74 @@
+"""Where the step of a matrix needs what other ranks hold: a step is a generator that yields, and is sent, tensors.
+
+On one device each partial tensor is already the whole one, and a step runs from end to end.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which block of a matrix this rank holds, and who holds the others.
+
+    Attributes:
+        m, n: process groups to be summed over, one after the other, to get what was contracted over that side.
+        rows, cols: first and last+1 index of the block along m and n of the whole matrix.
+        shape: m and n of the whole matrix.
+        replicas: process groups of ranks that hold the same block and have gradients of their own; they average
+            whatever is linear in A.
+        is_first: whether this rank holds the first block among all those groups.
+    """
+
+    m: tuple[Any, ...]
+    n: tuple[Any, ...]
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    shape: tuple[int, int]
+    replicas: tuple[Any, ...] = ()
+    is_first: bool = True
+
+    def embed_rows(self, block: Tensor) -> Tensor:
+        """A block (B, m, r) of rows in zeros of the whole (B, m, r): summed over the blocks, the whole."""
+        before, after = self.rows[0], self.shape[0] - self.rows[1]
+        return pad(block, (0, 0, before, after))
+
+    def embed_cols(self, block: Tensor) -> Tensor:
+        """A block (B, l, n) of columns in zeros of the whole (B, l, n)."""
+        return pad(block, (self.cols[0], self.shape[1] - self.cols[1]))
+
+
+class Partial(NamedTuple):
+    """A tensor computed from the local block of a matrix, which the ranks that share the matrix have to combine.
+
+    Attributes:
+        value: the local tensor, (B, ...).
+        side: "m" or "n": ranks that hold other blocks along that side contribute to it.
+        op: how contributions combine.
+        of_gradient: whether it is linear in A, so that replicas average it.
+        name: what it is, for messages.
+    """
+
+    value: Tensor
+    side: Literal["m", "n"]
+    name: str
+    op: Literal["sum", "max"] = "sum"
+    of_gradient: bool = False
+
+
+# A step, or a part of one: yields partial tensors, is sent the whole ones, and returns a result.
+Steps = Generator[list[Partial], list[Tensor], Any]
+
+
+def run_alone(steps: Steps) -> None:
+    """Run a step whose matrix no other rank holds a part of."""
+    try:
+        partials = next(steps)
+        while True:
+            partials = steps.send([partial.value for partial in partials])
+    except StopIteration:
+        return
