@@ -143,7 +143,7 @@ class StepInBackward:
     @torch.no_grad()
     def _on_gradient(self, progress: _Progress, param: Tensor) -> None:
         """Backward has added to `param.grad`: sum it up, or take the step."""
-        refuse_local_gradients()
+        refuse_local_gradients(param)
         progress.num_summed += 1
         if progress.num_summed < self._accumulation_steps:
             progress.in_buffer = self._optimizer.accumulate_(progress.index, progress.position)
@@ -155,7 +155,7 @@ class StepInBackward:
         self._step(param, progress)
 
     def _step(self, param: Tensor, progress: _Progress) -> None:
-        self._optimizer.step_params(progress.index, [progress.position])
+        self._optimizer.step_params({progress.index: [progress.position]})
         param.grad = None
         progress.num_summed, progress.in_buffer = 0, False
         progress.num_steps += 1

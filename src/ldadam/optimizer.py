@@ -1,6 +1,6 @@
 """`LDAdamW`: param groups, lazy state, `step`, and state dicts that come back as they were saved."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ldadam import backends, error_buffer
+from ldadam import backends, distributed, error_buffer
 from ldadam.backends.update import ParamUpdate
-from ldadam.distributed import refuse_unsupported
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
 from ldadam.layout import MatrixLayout, matrix_layout
 from ldadam.param_groups import split_named_group, warn_about_dense_matrices
-from ldadam.state import check_group_sizes, check_state, count_steps_, create_state, follow_changes_, is_known_to_host
+from ldadam.state import check_group_sizes, check_state, count_steps_, follow_changes_, is_known_to_host
 
 DEFAULTS = Hyperparameters()
 DEFAULT_VALUES = {name: getattr(DEFAULTS, name) for name in NAMES}
@@ -137,14 +136,18 @@ class LDAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            self.step_params(index, range(len(group["params"])))
+        self.step_params({index: range(len(group["params"])) for index, group in enumerate(self.param_groups)})
         return loss
 
-    def step_params(self, index: int, positions: Iterable[int]) -> None:
-        """Move those of the parameters at `positions` in param group `index` that have a gradient, by one step."""
-        hyper = resolve(self.param_groups[index], index)
-        backends.step_(self._updates(index, positions, hyper), backend=hyper.backend)
+    def step_params(self, positions: Mapping[int, Iterable[int]]) -> None:
+        """Move parameters that have a gradient by one step: those at `positions` of each param group."""
+        shared = []
+        for index, wanted in positions.items():
+            hyper = resolve(self.param_groups[index], index)
+            updates = [distributed.localize(update) for update in self._updates(index, wanted, hyper)]
+            backends.step_([update for update in updates if update.shards is None], backend=hyper.backend)
+            shared += [update for update in updates if update.shards is not None]
+        distributed.step_(shared)
 
     def accumulate_(self, index: int, position: int) -> bool:
         """Add the gradient of one parameter to its error buffer, from where its next step takes it.
@@ -165,48 +168,47 @@ class LDAdamW(Optimizer):
 
     def _updates(self, index: int, positions: Iterable[int], hyper: Hyperparameters) -> list[ParamUpdate]:
         """What there is to do for each of these parameters that has a gradient; its step is counted here."""
-        found = [one for one in self._with_gradient(index, positions, hyper) if not _is_priming(*one, hyper=hyper)]
+        found = [one for one in self._with_gradient(index, positions, hyper) if not _is_priming(*one[1:], hyper=hyper)]
         steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
-        numbers = self._numbers(index)
+        first = sum(len(group["params"]) for group in self.param_groups[:index])
         return [
             ParamUpdate(
-                param,
+                self._param(index, position),
                 grad,
                 state,
                 step,
                 hyper,
-                layout_of(param, hyper),
+                layout_of(self._param(index, position), hyper),
                 is_first=is_new or _is_one(step),
-                number=numbers[param],
+                number=first + position,
+                name=self._name(index, position),
             )
-            for (param, grad, state, is_new), step in zip(found, steps, strict=True)
+            for (position, grad, state, is_new), step in zip(found, steps, strict=True)
         ]
 
-    def _numbers(self, index: int) -> dict[Tensor, int]:
-        """The place of each parameter of a group among those of all groups."""
-        first = sum(len(group["params"]) for group in self.param_groups[:index])
-        return {param: first + position for position, param in enumerate(self.param_groups[index]["params"])}
+    def _name(self, index: int, position: int) -> str:
+        return param_name(self.param_groups[index], index, position)
 
     def _with_gradient(
         self, index: int, positions: Iterable[int], hyper: Hyperparameters
-    ) -> Iterable[tuple[Tensor, Tensor, dict[str, Tensor], bool]]:
-        """Each of these parameters that has a gradient, that, its state, and whether it was created just now."""
+    ) -> Iterable[tuple[int, Tensor, dict[str, Tensor], bool]]:
+        """The position of each that has a gradient, its gradient, its state, and whether that was created just now."""
         for position in positions:
             param = self._param(index, position)
             grad = param.grad
             if grad is None:
                 continue
-            name = param_name(self.param_groups[index], index, position)
+            name = self._name(index, position)
             _check_gradient(param, name=name)
             layout = layout_of(param, hyper)
             state = self.state[param]
             is_new = not state
             if is_new:
-                refuse_unsupported(param, name=name)
-                state.update(create_state(param, layout, hyper))
+                distributed.refuse_unsupported(param, layout, hyper, name=name)
+                state.update(distributed.create_state(param, layout, hyper))
             else:
                 follow_changes_(state, param, layout, hyper, name=name)
-            yield param, grad, state, is_new
+            yield position, grad, state, is_new
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; tensors keep the dtypes they were saved with.
@@ -249,9 +251,12 @@ class LDAdamW(Optimizer):
                 if saved_id not in unclaimed:
                     continue
                 values = unclaimed.pop(saved_id)
-                check_state(values, param, layout_of(param, hyper), name=param_name(group, index, position))
+                layout = layout_of(param, hyper)
+                check_state(values, param, layout, name=param_name(group, index, position))
                 placed[param] = {
-                    key: value.to(param.device if _lives_on_device(key, hyper) else "cpu", copy=True)
+                    key: distributed.place(param, layout, key, value)
+                    if _lives_on_device(key, hyper)
+                    else value.to("cpu", copy=True)
                     for key, value in values.items()
                 }
         if unclaimed:
@@ -282,7 +287,7 @@ def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
     return key != "step" or hyper.device_step
 
 
-def _is_priming(param: Tensor, grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: Hyperparameters) -> bool:
+def _is_priming(grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: Hyperparameters) -> bool:
     """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
 
     An error buffer that is not empty before the first step holds gradients: those of micro-batches.

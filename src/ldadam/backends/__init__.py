@@ -1,11 +1,13 @@
 """Ways to run the page on a group's matrices: each equal to `ldadam.algorithm`, by test."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
+from ldadam.backends.partial import Shards, Steps
+from ldadam.backends.six_products import step_chunk_
 from ldadam.backends.update import ParamUpdate
 
 _MODULES = {name: f"ldadam.backends.{name}" for name in ("eager", "batched", "compiled", "triton")}
@@ -17,6 +19,15 @@ def step_(updates: Sequence[ParamUpdate], *, backend: str) -> None:
         module = import_module(_MODULES[name])
         module.step_([update for update in chosen if update.layout is not None])
         module.dense_step_([update for update in chosen if update.layout is None])
+
+
+def shared_steps(updates: Sequence[ParamUpdate], *, backend: str) -> Iterator[tuple[Steps, Shards]]:
+    """The steps of matrices that ranks share, by six products whatever the backend: the page needs a whole matrix."""
+    for name, chosen in _by_backend(updates, backend).items():
+        module = import_module(_MODULES[name if name == "triton" else "batched"])
+        for products in module.products(chosen):
+            assert products.chunk.kind.shards is not None
+            yield step_chunk_(products), products.chunk.kind.shards
 
 
 def _by_backend(updates: Sequence[ParamUpdate], backend: str) -> dict[str, list[ParamUpdate]]:

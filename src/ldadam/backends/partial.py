@@ -17,11 +17,10 @@ class Shards:
 
     Attributes:
         m, n: process groups to be summed over, one after the other, to get what was contracted over that side.
-        rows, cols: first and last+1 index of the block along m and n of the whole matrix.
+        rows, cols: first and last + 1 index of the block along m and n of the whole matrix.
         shape: m and n of the whole matrix.
         replicas: process groups of ranks that hold the same block and have gradients of their own; they average
             whatever is linear in A.
-        is_first: whether this rank holds the first block among all those groups.
     """
 
     m: tuple[Any, ...]
@@ -30,7 +29,11 @@ class Shards:
     cols: tuple[int, int]
     shape: tuple[int, int]
     replicas: tuple[Any, ...] = ()
-    is_first: bool = True
+
+    @classmethod
+    def whole(cls, m: int, n: int) -> "Shards":
+        """Of a rank that holds the whole matrix."""
+        return cls((), (), (0, m), (0, n), (m, n))
 
     def embed_rows(self, block: Tensor) -> Tensor:
         """A block (B, m, r) of rows in zeros of the whole (B, m, r): summed over the blocks, the whole."""
@@ -40,6 +43,9 @@ class Shards:
     def embed_cols(self, block: Tensor) -> Tensor:
         """A block (B, l, n) of columns in zeros of the whole (B, l, n)."""
         return pad(block, (self.cols[0], self.shape[1] - self.cols[1]))
+
+
+Op = Literal["sum", "max"]
 
 
 class Partial(NamedTuple):
@@ -56,7 +62,7 @@ class Partial(NamedTuple):
     value: Tensor
     side: Literal["m", "n"]
     name: str
-    op: Literal["sum", "max"] = "sum"
+    op: Op = "sum"
     of_gradient: bool = False
 
 

@@ -123,7 +123,8 @@ def track_subspace(products: Products, prev: LowRankState, projected: Tensor) ->
 def shared_target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Steps:
     """Y' (B, r, n) where ranks hold blocks of n: the scale of a row is that of the whole row."""
     rows = subspace_target_rows(chunk, prev, projected)
-    (largest,) = yield [Partial(rows.abs().amax(dim=-1, keepdim=True), "n", "largest of Y", op="max")]
+    largest = rows.abs().amax(dim=-1, keepdim=True) if rows.numel() else rows.new_zeros(*rows.shape[:-1], 1)
+    (largest,) = yield [Partial(largest, "n", "largest of Y", op="max")]
     return rows / nonzero(largest)
 
 

@@ -25,6 +25,8 @@ class ParamUpdate:
         is_first: whether the basis is still the random one it was created with.
         shards: which block of its matrix the parameter is, and who holds the others; None for the whole.
         number: the parameter's place among those of all groups of its optimizer.
+        name: the parameter's name, for messages.
+        agreed: what `accepts` is, where ranks had to agree on it.
     """
 
     param: Tensor
@@ -36,6 +38,8 @@ class ParamUpdate:
     is_first: bool = False
     shards: Shards | None = None
     number: int = 0
+    name: str = ""
+    agreed: Tensor | None = None
 
     @property
     def shorter_side(self) -> int:
@@ -66,7 +70,9 @@ class ParamUpdate:
 
     def accepts(self) -> Tensor | None:
         """Whether to take the step at all, as a 0-d bool tensor; None where nothing is ever skipped."""
-        return torch.isfinite(self.grad).all() if self.hyper.skip_nonfinite else None
+        if not self.hyper.skip_nonfinite or self.agreed is not None:
+            return self.agreed
+        return torch.isfinite(self.grad).all()
 
     def count_skip_(self, accept: Tensor | None) -> None:
         """Take back the count of a step that `accept` refuses."""

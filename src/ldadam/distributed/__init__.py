@@ -1,30 +1,102 @@
-"""Distributed execution."""
+"""Distributed execution: parameters of which each rank holds a block, or has a gradient of its own.
+
+DTensor is known to `sharded` alone, and imported when the first one is seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch import distributed as dist
 
+from ldadam import state as whole_state
+from ldadam.backends.partial import Shards
+from ldadam.backends.update import ParamUpdate
+from ldadam.hyperparameters import Hyperparameters
+from ldadam.layout import MatrixLayout
 
-def refuse_unsupported(param: Tensor, *, name: str) -> None:
-    """Refuse parameters whose local part is not the whole matrix: their training would be silently wrong.
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+
+def is_sharded(param: Tensor) -> "TypeIs[DTensor]":
+    """Whether a parameter is a DTensor."""
+    return hasattr(param, "placements")
+
+
+def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str) -> None:
+    """Refuse parameters whose training would be silently wrong.
 
     Raises:
-        NotImplementedError: a DTensor (FSDP2, tensor parallel), or a flat parameter of FSDP1.
+        NotImplementedError: a flat parameter of FSDP1 or ZeRO, or a sharding that has no exact step.
     """
     if getattr(param, "_is_flat_param", False):
         raise NotImplementedError(
-            f"{name} is a flat parameter of FSDP1, which has lost the shapes of its matrices; use DDP, or FSDP1 with "
-            "use_orig_params=True and sharding_strategy=NO_SHARD"
+            f"{name} is a flat parameter of FSDP1, which has lost the shapes of its matrices; use FSDP2 "
+            "(torch.distributed.fsdp.fully_shard), or FSDP1 with use_orig_params=True and "
+            "sharding_strategy=NO_SHARD"
         )
-    if hasattr(param, "placements"):
-        raise NotImplementedError(f"{name} is a DTensor, which this version cannot step; use DDP or a single device")
+    if is_sharded(param):
+        from ldadam.distributed import sharded
+
+        sharded.refuse_placements(param, layout, hyper, name=name)
 
 
-def refuse_local_gradients() -> None:
+def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> dict[str, Tensor]:
+    """The state of a parameter before its first step; that of a sharded one is sharded where its side is."""
+    if not is_sharded(param):
+        return whole_state.create_state(param, layout, hyper)
+    from ldadam.distributed import sharded
+
+    return sharded.create_state(param, layout, hyper)
+
+
+def place(param: Tensor, layout: MatrixLayout | None, key: str, value: Tensor) -> Tensor:
+    """A loaded state tensor, on the device of its parameter and sharded as it is."""
+    if not is_sharded(param) or is_sharded(value) or not value.dim():
+        return value.to(param.device, copy=True)
+    from ldadam.distributed import sharded
+
+    return sharded.shard(param, layout, key, value)
+
+
+def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = ()) -> ParamUpdate:
+    """The update that this rank takes: of its own block, and with the groups of ranks that it shares the matrix with.
+
+    Args:
+        update: of the whole parameter.
+        replicas: groups of ranks whose gradients of low-rank parameters differ, and are to be averaged.
+    """
+    if is_sharded(update.param):
+        from ldadam.distributed import sharded
+
+        update = sharded.localize(update)
+    if update.layout is None or not replicas:
+        return update
+    shards = update.shards or Shards.whole(update.layout.m, update.layout.n)
+    return replace(update, shards=replace(shards, replicas=replicas))
+
+
+def step_(updates: Sequence[ParamUpdate]) -> None:
+    """Move parameters that no rank can move alone, of all param groups, by one step each."""
+    if updates:
+        from ldadam.distributed import execution
+
+        execution.step_(updates)
+
+
+def refuse_local_gradients(param: Tensor) -> None:
     """Refuse to use a gradient inside backward where other processes may have another one.
+
+    A DTensor's gradient has been reduced by FSDP2 before anyone sees it.
 
     Raises:
         NotImplementedError: a process group of several processes exists.
     """
+    if is_sharded(param):
+        return
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise NotImplementedError(
             f"stepping in backward sees the gradient of one process, and there are {dist.get_world_size()}: "

@@ -3,7 +3,6 @@
 Mesh and placements are read from the parameter at each step: nothing is passed by the user, and nothing is kept.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +11,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ldadam import error_buffer
+from ldadam import error_buffer, state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
 from ldadam.quantization import LARGEST_CODE
+from ldadam.subspace import random_basis
 
 # Which dimension of a state tensor lies along each side of the matrix; the basis is (..., m, r), moments (..., r, n).
 _SIDES_OF_STATE = {"basis": {"m": -2}, "exp_avg": {"n": -1}, "exp_avg_sq": {"n": -1}}
@@ -49,36 +49,42 @@ def refuse_placements(param: DTensor, layout: MatrixLayout | None, hyper: Hyperp
         )
 
 
-def create_state(param: DTensor, layout: MatrixLayout, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a sharded parameter, from that of the whole one.
-
-    Tensors of `whole` are what this rank keeps its block of; meta tensors stand for zeros.
-    """
-    state = {}
-    for key, tensor in whole.items():
-        if not tensor.dim():
-            state[key] = tensor
-            continue
-        placements = _placements(param, layout, key)
-        shape, offset = compute_local_shape_and_global_offset(tensor.shape, param.device_mesh, placements)
-        if tensor.is_meta:
-            local = torch.zeros(shape, dtype=tensor.dtype, device=param.device)
-        else:
-            block = tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))
-            local = tensor[block].to(param.device).contiguous()
-        state[key] = DTensor.from_local(
-            local, param.device_mesh, placements, run_check=False, shape=tensor.shape, stride=_contiguous(tensor.shape)
-        )
-    return state
+def create_state(param: DTensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> dict[str, Tensor]:
+    """The state before the first step: that of the whole parameter, of which this rank makes its own block."""
+    whole = state.create_state(torch.empty(param.shape, dtype=param.dtype, device="meta"), layout, hyper)
+    sharded = {key: _zeros(param, layout, key, like=tensor) for key, tensor in whole.items()}
+    if layout is not None:
+        basis = random_basis(layout.m, layout.rank).to(whole["basis"].dtype).expand(whole["basis"].shape)
+        sharded["basis"] = shard(param, layout, "basis", basis)
+    return sharded
 
 
-def _contiguous(shape: torch.Size) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()
+def _zeros(param: DTensor, layout: MatrixLayout | None, key: str, *, like: Tensor) -> Tensor:
+    if not like.dim():
+        return torch.zeros((), dtype=like.dtype, device=param.device if like.is_meta else None)
+    placements = _placements(param, layout, key)
+    shape, _ = compute_local_shape_and_global_offset(like.shape, param.device_mesh, placements)
+    return _from_local(torch.zeros(shape, dtype=like.dtype, device=param.device), param, placements, like.shape)
 
 
-def _placements(param: DTensor, layout: MatrixLayout, key: str) -> list[Placement]:
-    """Where a state tensor is sharded: where its side of the matrix is."""
-    return [_along(placement, layout, key) for placement in param.placements]
+def shard(param: DTensor, layout: MatrixLayout | None, key: str, value: Tensor) -> DTensor:
+    """A whole state tensor, which every rank has, as the DTensor of which each keeps its block."""
+    placements = _placements(param, layout, key)
+    shape, offset = compute_local_shape_and_global_offset(value.shape, param.device_mesh, placements)
+    block = value[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+    local = block.to(param.device, copy=True, memory_format=torch.contiguous_format)
+    return _from_local(local, param, placements, value.shape)
+
+
+def _from_local(local: Tensor, param: DTensor, placements: list[Placement], shape: torch.Size) -> DTensor:
+    """A DTensor of a global shape, since that of uneven blocks does not follow from the local one."""
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, param.device_mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _placements(param: DTensor, layout: MatrixLayout | None, key: str) -> list[Placement]:
+    """Where a state tensor is sharded: where its side of the matrix is; that of a dense parameter, as this is."""
+    return [placement if layout is None else _along(placement, layout, key) for placement in param.placements]
 
 
 def _along(placement: Placement, layout: MatrixLayout, key: str) -> Placement:
@@ -123,25 +129,18 @@ def shards_of(param: DTensor, layout: MatrixLayout) -> Shards:
 
 def localize(update: ParamUpdate) -> ParamUpdate:
     """The same update of the local block, in the storage of the parameter and of its state."""
-    param, grad = update.param, update.grad
+    param, grad, layout, shards = update.param, update.grad, update.layout, None
     assert isinstance(param, DTensor)
     if not isinstance(grad, DTensor) or grad.placements != param.placements:
-        placements = getattr(grad, "placements", "none")
         raise RuntimeError(
-            f"the gradient of a sharded parameter of shape {tuple(param.shape)} has placements {placements}, expected "
-            f"those of the parameter, {param.placements}"
+            f"the gradient of {update.name} has placements {getattr(grad, 'placements', None)}, expected those of the "
+            f"parameter, {param.placements}"
         )
-    layout, shards = update.layout, None
+    block = param.to_local()
     if layout is not None:
         shards = shards_of(param, layout)
-        local = param.to_local().shape
-        (m, n) = (shards.rows[1] - shards.rows[0], shards.cols[1] - shards.cols[0])
-        layout = replace(layout, shape=tuple(local), batch=tuple(local[: len(layout.batch)]), m=m, n=n)
-    return replace(
-        update,
-        param=param.to_local(),
-        grad=grad.to_local(),
-        state={key: value.to_local() if isinstance(value, DTensor) else value for key, value in update.state.items()},
-        layout=layout,
-        shards=shards,
-    )
+        m, n = (stop - start for start, stop in (shards.rows, shards.cols))
+        layout = replace(layout, shape=tuple(block.shape), batch=tuple(block.shape[: len(layout.batch)]), m=m, n=n)
+        shards = shards if shards.m or shards.n else None
+    local = {key: value.to_local() if isinstance(value, DTensor) else value for key, value in update.state.items()}
+    return replace(update, param=block, grad=grad.to_local(), state=local, layout=layout, shards=shards)
