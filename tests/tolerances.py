@@ -31,6 +31,10 @@ TOLERANCES = {
     "backend, float64, many steps": 1e-10,
     "backend, float32, many steps": 1e-4,
     "backend, bfloat16, many steps": 5e-2,
+    # Live tensors against those of the same step on meta: the bound; only 0-d tensors on the host may differ.
+    "planned peak": 0.02,
+    # Rotary factors, masks and per-token norms are left out of the formula, and weigh most in a hidden size of 128.
+    "activation estimate": 0.02,
     # An entry, its quotient by the scale and its product with it are rounded in float32, at up to 127 levels: 127 eps.
     "codec, rounding of a level": 2e-5,
     # A bfloat16 scale is off by half a unit in its last place.

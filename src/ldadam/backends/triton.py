@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ldadam.algorithm import LowRankState
 from ldadam.backends import batched, eager
-from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, step_chunk_
+from ldadam.backends.triton_launches import kernels
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import Hyperparameters
@@ -297,7 +297,7 @@ _CAPTURED: list[Tensor] = []
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of tensors on one device, as an int64 tensor there."""
     table = _address_table(tuple(tensor.data_ptr() for tensor in tensors), tensors[0].device)
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not table.is_meta and table.is_cuda and torch.cuda.is_current_stream_capturing():
         _CAPTURED.append(table)
     return table
 
