@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distributed.engines import ENGINES, build, loss_of, optimizer_of, spread, tokens_of, train
 from distributed.processes import in_processes
+from ldadam.distributed.plan import reductions
 from ldadam.hyperparameters import resolve
 from ldadam.layout import MatrixLayout
 from ldadam.optimizer import layout_of
@@ -45,17 +46,9 @@ def layouts() -> list[MatrixLayout]:
     return [layout for layout in found if layout is not None]
 
 
-def reductions(layout: MatrixLayout) -> dict[str, int]:
-    """Numbers that one matrix reduces where its rows are divided, by what they are."""
-    m, n, r = layout.m, layout.n, layout.rank
-    if layout.transposed:
-        return {"largest of Y": r, "A Y": m * r, "m_minus Y": r * r}
-    return {"U_minus'A": r * n, "X": m * r, "U_minus": m * r, "U'A": r * n, "U'U_minus": r * r}
-
-
 def planned() -> Counter[str]:
     """Numbers that all these matrices reduce, by what they are."""
-    return sum((Counter(reductions(layout)) for layout in layouts()), Counter())
+    return sum((Counter(reductions(layout, "fsdp")) for layout in layouts()), Counter())
 
 
 @pytest.mark.parametrize("engine", ["fsdp, 2", "fsdp, 4"])
