@@ -25,7 +25,7 @@ from ldadam.subspace import random_basis
 # Which dimension of a state tensor lies along each side of the matrix; the basis is (..., m, r), moments (..., r, n).
 _SIDES_OF_STATE = {"basis": {"m": -2}, "exp_avg": {"n": -1}, "exp_avg_sq": {"n": -1}}
 
-# FSDP2 over tensor parallel divides a dimension that is divided already; it is not a `Shard` since torch 2.8.
+# FSDP2 over tensor parallel divides a dimension that is divided already: a placement that newer torch has apart.
 _AnyShard: TypeAlias = Shard | _StridedShard
 _ANY_SHARD = (Shard, _StridedShard)
 
