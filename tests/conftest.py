@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 # Without a GPU, Triton's kernels run under its interpreter, which must be chosen before Triton is imported.
@@ -10,3 +11,15 @@ if not torch.cuda.is_available():
 
 # Tests run side by side, one process per core; more threads would only contend. Sums then also have one order.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests run wherever there is room, but those of several processes on one worker, which starts them once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "several processes" if nodeid.startswith("tests/distributed/") else nodeid
+
+    return Scheduling(config, log)

@@ -8,9 +8,18 @@ if TYPE_CHECKING:
     from ldadam.in_backward import step_in_backward
     from ldadam.optimizer import LDAdamW
     from ldadam.param_groups import LDAdamWarning, lowrank_param_groups
+    from ldadam.planner import plan
     from ldadam.published import load_published_state
 
-__all__ = ["LDAdamW", "LDAdamWarning", "describe", "load_published_state", "lowrank_param_groups", "step_in_backward"]
+__all__ = [
+    "LDAdamW",
+    "LDAdamWarning",
+    "describe",
+    "load_published_state",
+    "lowrank_param_groups",
+    "plan",
+    "step_in_backward",
+]
 __version__ = "0.1.0"
 
 _MODULE_OF = {
@@ -19,6 +28,7 @@ _MODULE_OF = {
     "describe": "description",
     "load_published_state": "published",
     "lowrank_param_groups": "param_groups",
+    "plan": "planner",
     "step_in_backward": "in_backward",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `ldadam pretrain`, `ldadam report`, `ldadam demo`, `ldadam bench`.
+"""The command line: `ldadam pretrain`, `ldadam report`, `ldadam demo`, `ldadam plan`, `ldadam bench`.
 
 The options of `pretrain` are made from the fields of `PretrainConfig`. Heavy packages are imported inside the commands.
 """
@@ -161,6 +161,63 @@ def demo(
         (run_sweep if sweep else run_demo)(out, threads=threads)
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped at once") from stop
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="60m, 130m, 350m, 1b, 7b, 8b, 13b, 70b, 405b, ROWSxCOLUMNS:COUNT,..., a hub id, or a folder with a "
+            "config.json."
+        ),
+    ] = "7b",
+    rank: Annotated[str, typer.Option(help="Rank, or a fraction of the shorter side.")] = "16",
+    error_dtype: Annotated[
+        str | None, typer.Option(help="Of the error buffer. Default: that of the weights.", show_default=False)
+    ] = None,
+    error_feedback: Annotated[bool, typer.Option(" /--no-error-feedback", help="Without the error buffer.")] = True,
+    dtype: Annotated[str, typer.Option(help="Of weights and gradients.")] = "bfloat16",
+    optimizer: Annotated[
+        str,
+        typer.Option(help="ldadamw, adamw, adamw8bit, adamw4bit, galore or apollo; the others are shown beside it."),
+    ] = "ldadamw",
+    batch: Annotated[int | None, typer.Option(help="Sequences at a time on each device.", min=1, metavar="N")] = None,
+    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence.", min=1, metavar="N")] = None,
+    step_in_backward: Annotated[
+        bool, typer.Option("--step-in-backward", help="Step each parameter as its gradient arrives, and free that.")
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Layers keep their input only, and are computed anew.")
+    ] = False,
+    devices: Annotated[int, typer.Option(help="How many share the work.", min=1, metavar="N")] = 1,
+    sharding: Annotated[str, typer.Option(help="How they do: fsdp, ddp or compressed.")] = "fsdp",
+    device: Annotated[str, typer.Option(help="cuda or cpu; it need not be here.")] = "cuda",
+    json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for a picture, such as plan.png.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a training run will take of memory and network, before anything is allocated."""
+    from ldadam.planner.command import run_plan
+
+    _show_warnings_as_sentences()
+    run_plan(
+        model=model,
+        rank=rank,
+        error_dtype=error_dtype,
+        error_feedback=error_feedback,
+        dtype=dtype,
+        optimizer=optimizer,
+        batch=batch,
+        seq=seq,
+        step_in_backward=step_in_backward,
+        checkpointing=checkpointing,
+        devices=devices,
+        sharding=sharding,
+        device=device,
+        json_file=json,
+        picture=picture,
+    )
 
 
 bench = typer.Typer(help="Measure the optimizer.", no_args_is_help=True)

@@ -64,11 +64,6 @@ def read(state: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> Ten
     return quantization.decode(quantized, cols=matrix_dims(shape)[-1], dtype=dtype).reshape(shape)
 
 
-def is_empty(state: dict[str, Tensor]) -> bool:
-    """Whether E is zero, or there is no error feedback."""
-    return "error_buffer" not in state or not state["error_buffer"].any()
-
-
 def encode(error: Tensor, name: str | None) -> dict[str, Tensor]:
     """E, of the parameter's shape, as the state that stores it; float dtypes are left to the copy into state."""
     if name is None:

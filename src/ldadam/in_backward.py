@@ -33,7 +33,8 @@ def step_in_backward(
     - `torch.amp.GradScaler`: backward has the scaled gradient. Refused at the first `scaler.step(optimizer)`; use
       bfloat16, which needs no scaler.
     - Data parallelism, where gradients are averaged after the hook has seen them (`DistributedDataParallel`). Refused
-      at the first gradient where `torch.distributed` has several processes.
+      at the first gradient that some processes do not share. FSDP2 and HSDP reduce gradients first, and are exact;
+      reduction points are then one parameter's, not one step's.
     - Using a graph twice (`retain_graph=True`), which torch refuses once weights have moved, and reentrant activation
       checkpointing of a parameter that several segments share, which `step()` refuses.
 
@@ -49,7 +50,7 @@ def step_in_backward(
     Raises:
         TypeError: not an `LDAdamW`, such as a wrapper around one.
         ValueError: an argument is out of range, or the optimizer already steps in backward.
-        NotImplementedError: in backward, where several processes exist.
+        NotImplementedError: in backward, where other processes may have another gradient.
         RuntimeError: in `step()`, where a parameter got two steps or a GradScaler is at work; in `state_dict()`,
             between the micro-batches of one step, since part of the gradient would be lost.
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from ldadam import backends, distributed, error_buffer
+from ldadam import backends, distributed
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import NAMES, Hyperparameters, resolve
 from ldadam.layout import MatrixLayout, matrix_layout
 from ldadam.param_groups import split_named_group, warn_about_dense_matrices
-from ldadam.state import check_group_sizes, check_state, count_steps_, follow_changes_, is_known_to_host
+from ldadam.state import check_group_sizes, check_state, count_steps_, is_known_to_host
 
 DEFAULTS = Hyperparameters()
 DEFAULT_VALUES = {name: getattr(DEFAULTS, name) for name in NAMES}
@@ -160,7 +160,8 @@ class LDAdamW(Optimizer):
         if layout_of(self._param(index, position), hyper) is None or not hyper.error_feedback or hyper.device_step:
             return False
         for _, grad, state, _ in self._with_gradient(index, [position], hyper):
-            error_buffer.add_(state, grad, sign=-1 if hyper.maximize else 1)
+            param, sign = self._param(index, position), -1 if hyper.maximize else 1
+            distributed.accumulate_(state, param, grad, sign=sign, name=self._name(index, position))
         return True
 
     def _param(self, index: int, position: int) -> Tensor:
@@ -207,7 +208,7 @@ class LDAdamW(Optimizer):
                 distributed.refuse_unsupported(param, layout, hyper, name=name)
                 state.update(distributed.create_state(param, layout, hyper))
             else:
-                follow_changes_(state, param, layout, hyper, name=name)
+                distributed.follow_changes_(state, param, layout, hyper, name=name)
             yield position, grad, state, is_new
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -221,6 +222,7 @@ class LDAdamW(Optimizer):
 
         Raises:
             ValueError: groups, hyperparameters or shapes do not fit; then nothing has changed.
+            NotImplementedError: the parameters are sharded in a way that the saved options have no step for.
         """
         placed: dict[Tensor, dict[str, Tensor]] = {}
 
@@ -251,8 +253,9 @@ class LDAdamW(Optimizer):
                 if saved_id not in unclaimed:
                     continue
                 values = unclaimed.pop(saved_id)
-                layout = layout_of(param, hyper)
-                check_state(values, param, layout, name=param_name(group, index, position))
+                layout, name = layout_of(param, hyper), param_name(group, index, position)
+                check_state(values, param, layout, name=name)
+                distributed.refuse_unsupported(param, layout, hyper, name=name)
                 placed[param] = {
                     key: distributed.place(param, layout, key, value)
                     if _lives_on_device(key, hyper)
@@ -299,7 +302,9 @@ def _is_priming(grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: 
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return False
     is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
-    return is_first and float(lr) == 0 and not grad.any() and error_buffer.is_empty(state)
+    if not is_first or float(lr) != 0:
+        return False
+    return distributed.is_zero(grad) and ("error_buffer" not in state or distributed.is_zero(state["error_buffer"]))
 
 
 def _is_one(step: float | Tensor) -> bool:

@@ -1,5 +1,7 @@
 """Runs of sharded parameters, in a process group, and of the same parameters alone."""
 
+from unittest.mock import patch
+
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,22 +37,27 @@ OPTIONS = {
     "right": {"proj_type": "right"},
     "range finder": {},
     "skip_nonfinite": {"skip_nonfinite": True},
+    "buffer stored anew": {"error_dtype": "bfloat16"},
+    "stochastic rounding": {"stochastic_rounding": True},
 }
 
 
 def trajectory(params: list[Parameter], dtype: torch.dtype, options: str, num_steps: int, shard) -> list[list[Tensor]]:
-    """Weights after each step; `shard` makes what the optimizer is given of a whole parameter or gradient."""
+    """Weights after the first and the last step; `shard` makes what the optimizer is given of a whole tensor."""
     sharded = [Parameter(shard(param.detach())) for param in params]
-    subspace.SVD_MAX_SIDE = 1 if options == "range finder" else 256
     optimizer = quiet(sharded, rank=2, lr=1e-2, **OPTIONS[options])
     weights = []
     for number, grads in enumerate(grads_of(params, num_steps)):
+        if options == "buffer stored anew" and number in (1, 3):
+            optimizer.param_groups[0].update(error_dtype="int8" if number == 1 else "float64")
         if options == "skip_nonfinite" and number == 2:
             grads[1][-1, 0] = grads[3][0, -1] = float("nan")
         for param, grad in zip(sharded, grads, strict=True):
             param.grad = shard(grad)
-        optimizer.step()
-        weights.append([full(param) for param in sharded])
+        with patch.object(subspace, "SVD_MAX_SIDE", 1 if options == "range finder" else 256):
+            optimizer.step()
+        if number in (0, num_steps - 1):
+            weights.append([full(param) for param in sharded])
     return weights
 
 
@@ -69,21 +76,16 @@ def alone(dtype: torch.dtype, options: str, num_steps: int) -> list[list[Tensor]
 def suits(shape: tuple[int, ...], layout: str, options: str) -> bool:
     """Whether a parameter of that shape is sharded in a layout, rather than replicated, in this test."""
     columns = any(placement == Shard(1) for placement in LAYOUTS[layout][1])
-    return not (columns and (len(shape) != 2 or options == "int8"))
+    return not (columns and (len(shape) != 2 or options in ("int8", "buffer stored anew")))
 
 
-def together(cases: list[tuple[str, str, torch.dtype, int]]) -> dict[tuple[str, str, torch.dtype, int], list]:
-    """Of each case (layout, options, dtype, number of steps) the weights after each step, in this process group."""
-    results = {}
-    meshes = {}
-    for case in cases:
-        layout, options, dtype, num_steps = case
-        sizes, placements = LAYOUTS[layout]
-        mesh = meshes.setdefault(sizes, init_device_mesh("cpu", sizes))
+def together(layout: str, options: str, dtype: torch.dtype, num_steps: int) -> list[list[Tensor]]:
+    """The weights after the first and the last step, in this process group."""
+    sizes, placements = LAYOUTS[layout]
+    mesh = init_device_mesh("cpu", sizes)
 
-        def shard(tensor: Tensor, mesh=mesh, placements=placements, layout=layout, options=options) -> DTensor:
-            fitting = placements if suits(tuple(tensor.shape), layout, options) else [Replicate()] * mesh.ndim
-            return distribute_tensor(tensor.clone(), mesh, fitting)
+    def shard(tensor: Tensor) -> DTensor:
+        fitting = placements if suits(tuple(tensor.shape), layout, options) else [Replicate()] * mesh.ndim
+        return distribute_tensor(tensor.clone(), mesh, fitting)
 
-        results[case] = trajectory(params_of(dtype), dtype, options, num_steps, shard)
-    return results
+    return trajectory(params_of(dtype), dtype, options, num_steps, shard)

@@ -31,7 +31,7 @@ class Matrix(NamedTuple):
     quantized: Quantized | None  # E in codes, of the parameter's own rows
     transposed: bool  # whether the parameter's own rows are columns here
     number: int  # of its parameter
-    first_entry: int  # of the matrix, among those of its parameter
+    first_entry: int  # of the matrix, among those of its whole parameter
 
     @property
     def has_error(self) -> bool:
@@ -157,7 +157,7 @@ def _matrices(update: ParamUpdate) -> Iterable[tuple[Matrix, Kind]]:
             None if quantized is None else Quantized(*(tensor[part] for tensor in quantized)),
             layout.transposed,
             update.number,
-            index * layout.m * layout.n,
+            update.first_entry + index * layout.m * layout.n,
         )
         yield matrix, _kind(matrix, update, layout.rank)
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ldadam.algorithm import LowRankState
 from ldadam.backends import batched, eager
-from ldadam.backends import triton_kernels as kernels
 from ldadam.backends.matrices import Chunk, chunks, common_step
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, step_chunk_
+from ldadam.backends.triton_launches import kernels
 from ldadam.backends.triton_tables import Scalars, addresses_of, noise_keys
 from ldadam.backends.triton_tiles import Tiles
 from ldadam.backends.update import ParamUpdate

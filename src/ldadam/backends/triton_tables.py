@@ -70,7 +70,7 @@ def noise_keys(
 
 def _table(values: Sequence[int], device: torch.device) -> Tensor:
     table = _cached_table(tuple(values), device)
-    if table.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not table.is_meta and table.is_cuda and torch.cuda.is_current_stream_capturing():
         _CAPTURED.append(table)
     return table
 

@@ -25,6 +25,7 @@ class ParamUpdate:
         is_first: whether the basis is still the random one it was created with.
         shards: which block of its matrix the parameter is, and who holds the others; None for the whole.
         number: the parameter's place among those of all groups of its optimizer.
+        first_entry: the number of its first entry in the whole parameter, where it is a block of it.
         name: the parameter's name, for messages.
         agreed: what `accepts` is, where ranks had to agree on it.
     """
@@ -38,6 +39,7 @@ class ParamUpdate:
     is_first: bool = False
     shards: Shards | None = None
     number: int = 0
+    first_entry: int = 0
     name: str = ""
     agreed: Tensor | None = None
 
@@ -83,6 +85,8 @@ class ParamUpdate:
         for name, value in new.items():
             old = self.param if name == "param" else self.state[name]
             if name == "param" and self.rounds_by_chance:
-                value = rounding.stochastic_round(value, old.dtype, key=rounding.noise_key(self.number, self.step))
+                value = rounding.stochastic_round(
+                    value, old.dtype, key=rounding.noise_key(self.number, self.step) + self.first_entry
+                )
             old.copy_(value if accept is None else torch.where(accept, value, old))
         self.count_skip_(accept)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch import distributed as dist
 
+from ldadam import error_buffer
 from ldadam import state as whole_state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
@@ -53,13 +54,42 @@ def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparamet
     return sharded.create_state(param, layout, hyper)
 
 
+def is_zero(tensor: Tensor) -> bool:
+    """Whether every entry is zero; of a sharded tensor on all ranks, which have to ask together."""
+    if not is_sharded(tensor):
+        return not tensor.any()
+    from ldadam.distributed import sharded
+
+    return sharded.is_zero(tensor)
+
+
+def follow_changes_(
+    state: dict[str, Tensor], param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str
+) -> None:
+    """Bring state in line with hyperparameters that were changed after it was created, as `state.follow_changes_`."""
+    if is_sharded(param):
+        from ldadam.distributed import sharded
+
+        sharded.follow_error_buffer_(state, param, layout, hyper, name=name)
+    whole_state.follow_changes_(state, param, layout, hyper, name=name)
+
+
+def accumulate_(state: dict[str, Tensor], param: Tensor, grad: Tensor, *, sign: int, name: str) -> None:
+    """E + sign G in place, as `error_buffer.add_`; of a sharded parameter each rank adds its own block."""
+    if is_sharded(param):
+        from ldadam.distributed import sharded
+
+        state, grad = sharded.local_state(state), sharded.local_gradient(param, grad, name=name)
+    error_buffer.add_(state, grad, sign=sign)
+
+
 def place(param: Tensor, layout: MatrixLayout | None, key: str, value: Tensor) -> Tensor:
-    """A loaded state tensor, on the device of its parameter and sharded as it is."""
-    if not is_sharded(param) or is_sharded(value) or not value.dim():
+    """A copy of a loaded state tensor, on the device of its parameter and sharded as that one's is."""
+    if not (is_sharded(param) or is_sharded(value)):
         return value.to(param.device, copy=True)
     from ldadam.distributed import sharded
 
-    return sharded.shard(param, layout, key, value)
+    return sharded.place(param, layout, key, value)
 
 
 def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = ()) -> ParamUpdate:
@@ -90,16 +120,18 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
 def refuse_local_gradients(param: Tensor) -> None:
     """Refuse to use a gradient inside backward where other processes may have another one.
 
-    A DTensor's gradient has been reduced by FSDP2 before anyone sees it.
+    A DTensor's gradient belongs to its whole mesh: FSDP2 has reduced it before anyone sees it. So it is final where
+    the mesh has every process.
 
     Raises:
-        NotImplementedError: a process group of several processes exists.
+        NotImplementedError: a process group has processes whose gradients may differ.
     """
-    if is_sharded(param):
+    if not (dist.is_available() and dist.is_initialized()):
         return
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    num_sharing = param.device_mesh.size() if is_sharded(param) else 1
+    if dist.get_world_size() > num_sharing:
         raise NotImplementedError(
-            f"stepping in backward sees the gradient of one process, and there are {dist.get_world_size()}: "
-            "DistributedDataParallel would average them only afterwards, and the processes would drift apart; "
+            f"stepping in backward sees a gradient that {num_sharing} of {dist.get_world_size()} processes share: "
+            "DistributedDataParallel would average the others only afterwards, and the processes would drift apart; "
             "call remove() on the handle of step_in_backward and step after backward"
         )

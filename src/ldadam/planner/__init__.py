@@ -1,0 +1,6 @@
+"""Bytes and traffic of a training run, before anything is allocated, from the layout that the optimizer uses."""
+
+from ldadam.planner.footprint import Footprint, StateBytes
+from ldadam.planner.planning import Plan, plan
+
+__all__ = ["Footprint", "Plan", "StateBytes", "plan"]

@@ -1,0 +1,198 @@
+"""What is planned: the names, shapes and dtypes of a model's weights, on meta tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from ldadam.bench.models import PAPERS_VOCAB_SIZE
+from ldadam.param_groups import lowrank_param_groups
+from ldadam.training.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """The sizes of a Llama-like decoder: RMSNorm, rotary attention with grouped keys, gated SiLU."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+
+    @property
+    def kv(self) -> int:
+        """Width of keys, and of values."""
+        return self.hidden // self.heads * self.kv_heads
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each weight, as transformers has them, without tied embeddings."""
+        hidden, inner, kv = self.hidden, self.inner, self.kv
+        of_layer = {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
+        layers = {
+            f"model.layers.{layer}.{name}.weight": shape
+            for layer in range(self.layers)
+            for name, shape in of_layer.items()
+        }
+        embedding = {"model.embed_tokens.weight": (self.vocab, hidden)}
+        return {**embedding, **layers, "model.norm.weight": (hidden,), "lm_head.weight": (self.vocab, hidden)}
+
+
+# From the config.json of meta-llama/Llama-3.1-8B, Llama-2-13b-hf, Llama-2-70b-hf and Llama-3.1-405B.
+LLAMAS = {
+    name: LlamaShape(
+        preset.hidden_size,
+        preset.intermediate_size,
+        preset.num_layers,
+        preset.num_heads,
+        preset.num_heads,
+        preset.vocab_size or PAPERS_VOCAB_SIZE,
+    )
+    for name, preset in PRESETS.items()
+} | {
+    "8b": LlamaShape(4096, 14336, 32, 32, 8, 128_256),
+    "13b": LlamaShape(5120, 13824, 40, 40, 40, 32_000),
+    "70b": LlamaShape(8192, 28672, 80, 64, 8, 32_000),
+    "405b": LlamaShape(16384, 53248, 126, 128, 8, 128_256),
+}
+
+_SIZES = re.compile(r"(\d+)x(\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """Weights as meta tensors, in param groups as `LDAdamW` takes them.
+
+    Attributes:
+        name: for people.
+        groups: param groups with `params` and `param_names`.
+        frozen: weights that are not trained.
+        llama: the sizes that activations follow from; None for other kinds of models.
+    """
+
+    name: str
+    groups: list[dict[str, Any]]
+    frozen: list[Tensor]
+    llama: LlamaShape | None
+
+
+def find_model(
+    model: nn.Module | str | Mapping[str, Sequence[int]], *, rank: int | float | None, dtype: torch.dtype | None
+) -> PlannedModel:
+    """The weights of a model.
+
+    Args:
+        model: a module; the name of a Llama; ROWSxCOLUMNS:COUNT,...; a hub id or a folder with a config.json; or
+            shapes by name.
+        rank: of low-rank weights.
+        dtype: of the weights; None means float32 for shapes, and its own for a module.
+
+    Raises:
+        ValueError: the name is unknown, or its configuration cannot be read.
+    """
+    if isinstance(model, nn.Module):
+        return _from_module(type(model).__name__, model, rank=rank, dtype=dtype)
+    if not isinstance(model, str):
+        return _from_shapes("shapes", model, dtype=dtype)
+    if model in LLAMAS:
+        return _from_shapes(model, LLAMAS[model].weights(), dtype=dtype, llama=LLAMAS[model])
+    if all(_SIZES.fullmatch(part.strip()) for part in model.split(",")):
+        return _from_shapes(model, _listed_shapes(model), dtype=dtype)
+    return _from_module(model, _module_on_meta(model), rank=rank, dtype=dtype)
+
+
+def _listed_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    sizes = [tuple(int(number or 1) for number in found) for found in _SIZES.findall(text)]
+    if any(0 in size for size in sizes):
+        raise ValueError(f"the model has a side or count of zero: {text}")
+    repeated = [(rows, columns) for rows, columns, count in sizes for _ in range(count)]
+    return {f"matrices.{index}.weight": shape for index, shape in enumerate(repeated)}
+
+
+def _from_shapes(
+    name: str,
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    dtype: torch.dtype | None,
+    llama: LlamaShape | None = None,
+) -> PlannedModel:
+    named = [(key, _on_meta(shape, dtype or torch.float32)) for key, shape in shapes.items()]
+    return PlannedModel(name, [{"params": named}], [], llama)
+
+
+def _from_module(name: str, module: nn.Module, *, rank: int | float | None, dtype: torch.dtype | None) -> PlannedModel:
+    groups = lowrank_param_groups(module, rank=rank)
+    frozen = [param for param in module.parameters() if not param.requires_grad]
+    return PlannedModel(
+        name,
+        [{**group, "params": list(_all_on_meta(group["params"], dtype))} for group in groups],
+        list(_all_on_meta(frozen, dtype)),
+        _llama_of(module),
+    )
+
+
+def _all_on_meta(params: Iterable[Tensor], dtype: torch.dtype | None) -> Iterable[Parameter]:
+    for param in params:
+        yield _on_meta(param.shape, dtype if dtype and param.is_floating_point() else param.dtype)
+
+
+def _on_meta(shape: Sequence[int], dtype: torch.dtype) -> Parameter:
+    return Parameter(torch.empty(tuple(shape), dtype=dtype, device="meta"), requires_grad=dtype.is_floating_point)
+
+
+def _llama_of(module: nn.Module) -> LlamaShape | None:
+    """The sizes of a Llama or Mistral of transformers, whose layers are of the kind that activations are known for."""
+    config = getattr(module, "config", None)
+    if getattr(config, "model_type", None) not in ("llama", "mistral"):
+        return None
+    assert config is not None
+    return LlamaShape(
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.vocab_size,
+    )
+
+
+def _module_on_meta(name: str) -> nn.Module:
+    """The model of a hub id or of a folder with a config.json, without weights."""
+    looks_local = Path(name).exists() or name.startswith((".", "/", "~"))
+    if not looks_local and name.count("/") != 1:
+        raise ValueError(
+            f"unknown model {name!r}: expected {', '.join(LLAMAS)}, a list such as 512x512:32,1376x512:16, a hub id "
+            "such as owner/name, or a folder with a config.json"
+        )
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise ValueError(f"the model {name!r} is read with transformers: pip install 'ldadam[train]'") from error
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ValueError(
+            f"no configuration of the model {name!r}: {reason} (a hub id needs network or a cached config.json, a "
+            "folder needs one inside)"
+        ) from error

@@ -1,0 +1,63 @@
+"""What crosses between devices in a step, and the memory that this takes on each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ldadam.distributed.plan import Collective, reductions
+from ldadam.layout import math_dtype
+from ldadam.planner.shards import Shard, bytes_by_unit
+
+# Of torch's DistributedDataParallel, by default.
+DDP_BUCKET_BYTES = 25 * 2**20
+
+
+def traffic_of_passes(shards: Sequence[Shard], *, sharding: str) -> list[Collective]:
+    """The collectives of a forward and a backward pass, for the weights that are trained."""
+    if sharding == "fsdp":
+        return _gathers(shards)
+    is_compressed = sharding == "compressed"
+    num_bytes = sum(shard.param.nbytes for shard in shards if not (is_compressed and shard.layout))
+    what = "dense gradients" if is_compressed else "gradients"
+    return [Collective("all_reduce", what, num_bytes, math.ceil(num_bytes / DDP_BUCKET_BYTES))]
+
+
+def _gathers(shards: Sequence[Shard]) -> list[Collective]:
+    """Weights for both passes (what is in no layer stays whole between them), gradients once."""
+    units = bytes_by_unit(shards)
+    total, num_layers = sum(units.values()), sum(unit != "" for unit in units)
+    return [
+        Collective("all_gather", "weights, forward", total, len(units)),
+        Collective("all_gather", "weights, backward", total - units.get("", 0), num_layers),
+        Collective("reduce_scatter", "gradients", total, len(units)),
+    ]
+
+
+def traffic_of_step(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Collective]:
+    """The collectives of LDAdamW's step; `packed` says that all matrices are stepped together, not one by one."""
+    sizes: dict[str, list[int]] = {}
+    for shard in shards:
+        if shard.layout is not None:
+            itemsize = math_dtype(shard.param.dtype).itemsize
+            for what, numbers in reductions(shard.layout, sharding).items():
+                sizes.setdefault(what, []).append(numbers * itemsize)
+    return [Collective("all_reduce", what, sum(each), 1 if packed else len(each)) for what, each in sizes.items()]
+
+
+def message_bytes(shards: Sequence[Shard], *, sharding: str, packed: bool) -> int:
+    """Bytes of the largest message of a step: what is packed together, or the largest factor of one matrix."""
+    together = [shards] if packed else [[shard] for shard in shards]
+    messages = [each for some in together for each in traffic_of_step(some, sharding=sharding, packed=True)]
+    return max((each.num_bytes for each in messages), default=0)
+
+
+def gathered_bytes(shards: Sequence[Shard]) -> int:
+    """Bytes that FSDP2 makes whole at once, where each layer and then the model is wrapped.
+
+    The rest of the model, with its gradients, from its first use to the end of the backward pass; beside it two layers
+    (the second is gathered while the first computes), and one layer's gradients until they are reduced.
+    """
+    units = bytes_by_unit(shards)
+    rest = units.pop("", 0)
+    return 2 * rest + 3 * max(units.values(), default=0)
