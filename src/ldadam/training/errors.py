@@ -1,4 +1,4 @@
-"""The two ways a command can fail, and the one way it can be stopped. The exit code is part of the type."""
+"""The ways a command can fail, and the one way it can be stopped. The exit code is part of the type."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class Interrupted(CommandError):
     """Ctrl-C or SIGTERM, after the state was saved."""
 
     exit_code = 130
+
+
+class FailedElsewhere(CommandError):
+    """Another process of the run has failed, with this message and exit code."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
