@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,7 +28,7 @@ WHOLE = StateDictOptions(full_state_dict=True)
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Write weights and optimizer state into a folder of `checkpoint`; all ranks at the same time."""
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.save(state, checkpoint_id=checkpoint / FOLDER)
+    state_dict_saver.save(state, checkpoint_id=checkpoint / FOLDER)
 
 
 def is_distributed(checkpoint: Path) -> bool:
@@ -41,7 +41,7 @@ def load_model_(model: nn.Module, checkpoint: Path) -> None:
     if is_distributed(checkpoint):
         state = get_model_state_dict(model)
         _read_({"model": state}, checkpoint)
-        set_model_state_dict(model, state)
+        set_model_state_dict(model, {**state})
         return
     weights = {
         name: tensor for path in checkpoint.glob("model*.safetensors") for name, tensor in load_file(path).items()
@@ -61,7 +61,7 @@ def load_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
 
 
 def _read_(state: dict[str, Any], checkpoint: Path) -> None:
-    dcp.load(state, checkpoint_id=checkpoint / FOLDER, no_dist=not dist.is_initialized())
+    state_dict_loader.load(state, checkpoint_id=checkpoint / FOLDER, no_dist=not dist.is_initialized())
 
 
 def _by_name(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def share_of_rank(blocks: Dataset[Tensor], *, batch_size: int, rank: int, size: 
     """The blocks of one of `size` ranks: of every `batch_size` in their order, the `rank`-th part."""
     if size == 1:
         return blocks
-    share = Share if hasattr(blocks, "__len__") else StreamedShare
-    return share(blocks, batch_size=batch_size, rank=rank, size=size)
+    share = StreamedShare if isinstance(blocks, IterableDataset) else Share
+    return share(blocks, batch_size=batch_size, rank=rank, size=size)  # pyright: ignore[reportArgumentType]
 
 
 class Share(Dataset[Tensor]):

@@ -75,7 +75,7 @@ class PretrainTrainer(Trainer):
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         """The base class, which knows of one process, would leave the model as it is."""
-        return wrap_model(model, self.settings, self.optimizer) if training else model
+        return wrap_model(model, self.settings, self.optimizer) if training else model  # pyright: ignore[reportArgumentType]
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Hand the loss of each micro-batch to the recorder; the base class only logs it rounded."""
