@@ -17,7 +17,7 @@ import typer
 
 from ldadam.training.config import FIELDS, merge, resolve
 from ldadam.training.config_file import parse_value, plain_types, read_config_file
-from ldadam.training.errors import CommandError, FailedElsewhere, Interrupted, UsageError
+from ldadam.training.errors import CommandError, FailedTogether, Interrupted, UsageError
 from ldadam.training.launch import is_first_process
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Threads = Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)]
 
 # What all processes raise together.
-_OF_ALL = (UsageError, Interrupted, FailedElsewhere)
+_OF_ALL = (UsageError, Interrupted, FailedTogether)
 
 
 def run(arguments: list[str]) -> int:

@@ -27,9 +27,9 @@ class Interrupted(CommandError):
     exit_code = 130
 
 
-class FailedElsewhere(CommandError):
-    """Another process of the run has failed, with this message and exit code."""
+class FailedTogether(CommandError):
+    """What happened to one process of a run, or to all of them, and ends them all with the same sentence."""
 
-    def __init__(self, message: str, *, exit_code: int) -> None:
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code

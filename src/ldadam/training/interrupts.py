@@ -31,6 +31,9 @@ class StopOnSignal(TrainerCallback):
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._ranks.grouped:
+            # torchrun ends all ranks as soon as one has failed, and this one has a sentence to say first.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

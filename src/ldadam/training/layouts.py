@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ldadam import LDAdamW, distributed
+from ldadam import distributed
 from ldadam.training.config import PretrainConfig
 from ldadam.training.errors import UsageError
 from ldadam.training.launch import Launch, shard_size
@@ -22,7 +22,12 @@ def place_model(model: Any, config: PretrainConfig, launch: Launch, device: torc
     """The model on its device; sharded by layers where the layout shards it, which happens in place.
 
     Weights are the same on every rank before: they depend on the seed alone.
+
+    Raises:
+        UsageError: the layout is not available.
     """
+    if config.parallel == "compressed" and not hasattr(distributed, "compress_gradients"):
+        raise UsageError("parallel compressed is not part of this version: use --parallel ddp")
     if config.parallel not in SHARDED:
         return model.to(device)
     size = shard_size(config, launch) if config.parallel == "hsdp" else launch.world_size
@@ -42,12 +47,5 @@ def wrap_model(model: nn.Module, config: PretrainConfig, optimizer: torch.optim.
         return model
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     if config.parallel == "compressed":
-        _compress(wrapped, optimizer)
+        distributed.compress_gradients(wrapped, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
     return wrapped
-
-
-def _compress(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    assert isinstance(optimizer, LDAdamW)
-    if not hasattr(distributed, "compress_gradients"):
-        raise UsageError("parallel compressed is not part of this version: use --parallel ddp")
-    distributed.compress_gradients(wrapped, optimizer)  # pyright: ignore[reportAttributeAccessIssue]

@@ -5,6 +5,8 @@ Names are those of the parameters, so any number of processes in any layout can 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -26,9 +29,24 @@ WHOLE = StateDictOptions(full_state_dict=True)
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Write weights and optimizer state into a folder of `checkpoint`; all ranks at the same time."""
+    """Write weights and optimizer state into a folder of `checkpoint`; all ranks at the same time.
+
+    Raises:
+        RuntimeError: on all ranks, with the error of the first one that failed as its cause.
+    """
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    state_dict_saver.save(state, checkpoint_id=checkpoint / FOLDER)
+    with _ordinary_errors():
+        state_dict_saver.save(state, checkpoint_id=checkpoint / FOLDER)
+
+
+@contextlib.contextmanager
+def _ordinary_errors() -> Iterator[None]:
+    """What fails in `torch.distributed.checkpoint` is a BaseException, which nobody expects."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items())
+        raise RuntimeError(f"rank {rank}: {cause}") from cause
 
 
 def is_distributed(checkpoint: Path) -> bool:
@@ -39,9 +57,9 @@ def is_distributed(checkpoint: Path) -> bool:
 def load_model_(model: nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint of any layout, into one of any layout."""
     if is_distributed(checkpoint):
-        state = get_model_state_dict(model)
-        _read_({"model": state}, checkpoint)
-        set_model_state_dict(model, {**state})
+        weights: dict[str, Any] = dict(get_model_state_dict(model))
+        _read_({"model": weights}, checkpoint)
+        set_model_state_dict(model, weights)
         return
     weights = {
         name: tensor for path in checkpoint.glob("model*.safetensors") for name, tensor in load_file(path).items()
@@ -61,7 +79,8 @@ def load_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoi
 
 
 def _read_(state: dict[str, Any], checkpoint: Path) -> None:
-    state_dict_loader.load(state, checkpoint_id=checkpoint / FOLDER, no_dist=not dist.is_initialized())
+    with _ordinary_errors():
+        state_dict_loader.load(state, checkpoint_id=checkpoint / FOLDER, no_dist=not dist.is_initialized())
 
 
 def _by_name(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ldadam.training.config import PretrainConfig
-from ldadam.training.errors import CommandError, FailedElsewhere, RunError, UsageError
+from ldadam.training.errors import CommandError, FailedTogether, RunError, UsageError
 from ldadam.training.launch import Launch, check_layout, find_launch
 from ldadam.training.run_folder import what_can_be_resumed
 
@@ -80,7 +80,7 @@ class Ranks:
             raise own
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise FailedElsewhere(f"rank {rank} failed: {failure[1]}", exit_code=failure[0])
+                raise FailedTogether(f"rank {rank} failed: {failure[1]}", exit_code=failure[0])
 
     def on_first(self, function: Callable[[], T]) -> T:
         """What `function()` returns on rank 0, on every rank."""

@@ -22,7 +22,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from ldadam.training import checkpoints, rank_checkpoints
 from ldadam.training.config import PretrainConfig
-from ldadam.training.errors import RunError
+from ldadam.training.errors import FailedTogether
 from ldadam.training.layouts import wrap_model
 from ldadam.training.packing import PackedCorpus
 from ldadam.training.ranks import Ranks
@@ -177,7 +177,7 @@ class PretrainTrainer(Trainer):
             reason = checkpoints.disk_reason(error)
             if reason is None:
                 raise
-            raise RunError(
+            raise FailedTogether(
                 f"could not write {name} in {self.run_folder}: {reason}; make room, then: "
                 f"{what_can_be_resumed(self.run_folder)}"
             ) from error
