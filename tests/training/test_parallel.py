@@ -16,7 +16,7 @@ from tolerances import TOLERANCES
 pytestmark = pytest.mark.xdist_group("torchrun")
 
 # Runs that are stopped are long enough that the stop comes in the middle.
-KILLED = {"steps": 60, "save_every": 7, "eval_every": 25, "monitor_every": 20}
+STOPPED = {"steps": 120, "save_every": 7, "eval_every": 50, "monitor_every": 20}
 
 
 def assert_same_curves(run: Path, expected: Path) -> None:
@@ -78,18 +78,6 @@ def test_a_sharded_run_goes_on_in_one_process(tmp_path, sharded, finished):
     ]
 
 
-def test_a_sharded_run_goes_on_with_replicas(tmp_path, sharded, finished):
-    run = without_last_checkpoint(sharded, tmp_path / "run")
-    resume(run, 2, "ddp")
-    assert_same_curves(run, finished["ldadamw"])
-
-
-def test_a_run_of_one_process_goes_on_sharded(tmp_path, finished):
-    run = without_last_checkpoint(finished["ldadamw"], tmp_path / "run")
-    resume(run, 2, "fsdp")
-    assert_same_curves(run, finished["ldadamw"])
-
-
 def ranks_of(process) -> dict[str, int]:
     """Process ids of the ranks that a torchrun has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -100,32 +88,42 @@ def ranks_of(process) -> dict[str, int]:
     return found
 
 
-def test_a_killed_rank_leaves_one_sentence_and_a_run_to_resume(tmp_path, corpus):
-    out = tmp_path / "run"
-    process = start_ranks(2, *options(out, corpus, parallel="ddp", **KILLED))
-    wait_for_lines(process, out / "metrics.jsonl", 15)
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, corpus):
+    """A run of FSDP that Ctrl-C has stopped, and what came on stderr."""
+    run = tmp_path_factory.mktemp("interrupted") / "run"
+    process = start_ranks(2, *options(run, corpus, parallel="fsdp", **STOPPED))
+    wait_for_lines(process, run / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    return run, errors
+
+
+def test_ctrl_c_saves_on_all_ranks_and_says_how_to_go_on(interrupted):
+    run, errors = interrupted
+    assert errors.count("ldadam: stopped by SIGINT after step ") == 1
+    assert f"`torchrun --nproc-per-node 2 -m ldadam pretrain --resume --out {run}`" in errors
+    last = max(int(checkpoint.name.split("-")[1]) for checkpoint in run.glob("checkpoint-*"))
+    assert numbers(run)[-1]["step"] == last < STOPPED["steps"]
+
+
+def test_a_killed_rank_leaves_one_sentence_and_a_run_to_resume(tmp_path, corpus, interrupted):
+    """The stopped run goes on with replicas, of which one is killed, and ends in one process."""
+    run = shutil.copytree(interrupted[0], tmp_path / "run")
+    begun = len(numbers(run))
+    process = start_ranks(2, "pretrain", "--resume", "--no-report", "--out", run, "--parallel", "ddp")
+    wait_for_lines(process, run / "metrics.jsonl", begun + 10)
     os.kill(ranks_of(process)["1"], signal.SIGKILL)
     _, errors = process.communicate()
+    assert process.returncode == 1
     [sentence] = [line for line in errors.splitlines() if line.startswith("ldadam: ")]
     assert sentence.startswith("ldadam: rank 0 waited for the ")
     assert "another rank has stopped or hangs: the last good checkpoint is checkpoint-" in sentence
-    assert f"`torchrun --nproc-per-node 2 -m ldadam pretrain --resume --out {out}`" in sentence
-    assert 15 <= len(numbers(out)) < 60
-    resume(out, 2, "ddp")
-    assert ldadam(*options(tmp_path / "whole", corpus, **KILLED)) == 0
-    assert_same_curves(out, tmp_path / "whole")
-
-
-def test_ctrl_c_saves_on_all_ranks_and_says_how_to_go_on(tmp_path, corpus):
-    out = tmp_path / "run"
-    process = start_ranks(2, *options(out, corpus, parallel="ddp", **{**KILLED, "steps": 5000, "save_every": 5000}))
-    wait_for_lines(process, out / "metrics.jsonl", 3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert errors.count("ldadam: stopped by SIGINT after step ") == 1
-    assert f"`torchrun --nproc-per-node 2 -m ldadam pretrain --resume --out {out}`" in errors
-    [checkpoint] = out.glob("checkpoint-*")
-    assert abs(numbers(out)[-1]["step"] - int(checkpoint.name.split("-")[1])) <= 1
+    assert f"`torchrun --nproc-per-node 2 -m ldadam pretrain --resume --out {run}`" in sentence
+    assert begun + 10 <= len(numbers(run)) < STOPPED["steps"]
+    resume(run, 1, "none")
+    assert ldadam(*options(tmp_path / "whole", corpus, **STOPPED)) == 0
+    assert_same_curves(run, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -148,7 +146,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, sharded, finished
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path, corpus):
     out = tmp_path / "run"
-    settings = {**KILLED, "steps": 5000, "parallel": "fsdp", "parallel_timeout": 5}
+    settings = {**STOPPED, "steps": 5000, "parallel": "fsdp", "parallel_timeout": 5}
     process = start_ranks(2, *options(out, corpus, **settings))
     wait_for_lines(process, out / "metrics.jsonl", 8)
     hanging = ranks_of(process)["1"]
@@ -191,9 +189,10 @@ def test_every_layout_is_the_run_of_one_process(tmp_path, corpus, count, changes
 
 
 @pytest.mark.slow
-def test_a_run_goes_through_layouts_and_numbers_of_processes(tmp_path, corpus):
+@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw"])
+def test_a_run_goes_through_layouts_and_numbers_of_processes(tmp_path, corpus, optimizer):
     """AdamW clips by the norm of all gradients, so that every rank has to agree on it."""
-    settings = {"optimizer": "adamw", "steps": 16, "keep_checkpoints": 9}
+    settings = {"optimizer": optimizer, "steps": 16, "keep_checkpoints": 9}
     assert ldadam(*options(tmp_path / "whole", corpus, **settings)) == 0
     run = tmp_path / "run"
     assert ldadam(*options(run, corpus, **settings)) == 0

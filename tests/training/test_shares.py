@@ -19,16 +19,16 @@ def shares(blocks, size):
     return [share_of_rank(blocks, batch_size=4, rank=rank, size=size) for rank in range(size)]
 
 
+def in_order(blocks):
+    return list(blocks) if isinstance(blocks, IterableDataset) else [blocks[index] for index in range(len(blocks))]
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_each_batch_is_dealt_out(size, streamed):
-    whole = (
-        list(Stream()) if streamed else list(map(PackedBlocks(BLOCKS, num_samples=12, seed=3).__getitem__, range(12)))
-    )
     blocks = Stream() if streamed else PackedBlocks(BLOCKS, num_samples=12, seed=3)
-    found = [
-        list(share) if streamed else [share[index] for index in range(len(share))] for share in shares(blocks, size)
-    ]
+    whole = in_order(blocks)
+    found = [in_order(share) for share in shares(blocks, size)]
     length = 4 // size
     dealt = [block for batch in range(3) for share in found for block in share[batch * length : (batch + 1) * length]]
     assert torch.stack(dealt).equal(torch.stack(whole))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -143,6 +144,9 @@ def joined(config: PretrainConfig) -> Iterator[Ranks]:
         yield Ranks(launch, grouped=True)
     finally:
         os.environ.update(hidden)
+        # A thread of gloo that drops the tensors of the last message needs Python's lock, which the group's destructor
+        # holds while it waits for that thread (torch 2.13). Asleep, this thread lends it the lock before.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 
