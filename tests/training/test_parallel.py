@@ -117,7 +117,7 @@ def test_a_killed_rank_leaves_one_sentence_and_a_run_to_resume(tmp_path, corpus,
     _, errors = process.communicate()
     assert process.returncode == 1
     [sentence] = [line for line in errors.splitlines() if line.startswith("ldadam: ")]
-    assert sentence.startswith("ldadam: rank 0 waited for the ")
+    assert sentence.startswith("ldadam: rank 0 waited for ")
     assert "another rank has stopped or hangs: the last good checkpoint is checkpoint-" in sentence
     assert f"`torchrun --nproc-per-node 2 -m ldadam pretrain --resume --out {run}`" in sentence
     assert begun + 10 <= len(numbers(run)) < STOPPED["steps"]
@@ -154,7 +154,7 @@ def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path, co
     sentence = next(line for line in process.stderr if line.startswith("ldadam: "))
     os.kill(hanging, signal.SIGKILL)
     process.communicate()
-    assert sentence.startswith("ldadam: rank 0 waited for the ")
+    assert sentence.startswith("ldadam: rank 0 waited for ")
     assert "has stopped or hangs: the last good checkpoint is checkpoint-7" in sentence
 
 

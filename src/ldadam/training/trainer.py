@@ -188,6 +188,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """The Trainer's settings for this run, with the batch size of this rank."""
     assert config.steps and config.batch_size and config.grad_accum and config.lr is not None
+    own_gpu = torch.cuda.current_device() if device.type == "cuda" else None
     cosine = {"min_lr_rate": config.final_lr} if config.schedule == "cosine" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -217,7 +218,9 @@ def training_arguments(
         )
     # Several GPUs in one process would mean DataParallel, whose replicas see other gradients than the optimizer.
     args._n_gpu = min(1, args.n_gpu)
-    # As the only process it would take the first GPU.
+    # As the only process that the Trainer knows of, it has just taken the first GPU.
+    if own_gpu is not None:
+        torch.cuda.set_device(own_gpu)
     args._setup_devices = device
     return args
 
