@@ -17,7 +17,8 @@ import typer
 
 from ldadam.training.config import FIELDS, merge, resolve
 from ldadam.training.config_file import parse_value, plain_types, read_config_file
-from ldadam.training.errors import CommandError, Interrupted
+from ldadam.training.errors import CommandError, FailedTogether, Interrupted, UsageError
+from ldadam.training.launch import is_first_process
 
 app = typer.Typer(
     name="ldadam",
@@ -30,6 +31,9 @@ app = typer.Typer(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of torch.", min=1)]
 
+# What all processes raise together.
+_OF_ALL = (UsageError, Interrupted, FailedTogether)
+
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; errors become one sentence on stderr."""
@@ -39,15 +43,17 @@ def run(arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except CommandError as error:
-        return _fail(str(error), error.exit_code, debug)
+        return _fail(str(error), error.exit_code, debug, of_all=isinstance(error, _OF_ALL))
     except Exception as error:
         return _fail(_unexpected(error), 1, debug)
 
 
-def _fail(sentence: str, exit_code: int, debug: bool) -> int:
+def _fail(sentence: str, exit_code: int, debug: bool, *, of_all: bool = False) -> int:
+    """Print the sentence; where all processes fail with the same one, the first alone does."""
     if debug:
         traceback.print_exc()
-    print(f"ldadam: {sentence}", file=sys.stderr)
+    if not of_all or is_first_process():
+        print(f"ldadam: {sentence}", file=sys.stderr)
     return exit_code
 
 
@@ -65,7 +71,8 @@ def _show_warnings_as_sentences() -> None:
     from ldadam import LDAdamWarning
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        print(f"ldadam: {message}", file=sys.stderr)
+        if is_first_process():
+            print(f"ldadam: {message}", file=sys.stderr)
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", LDAdamWarning)
@@ -122,6 +129,8 @@ def pretrain(
         run = train(resolved, resume=resume)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"stopped at once: {run_folder.what_can_be_resumed(Path(resolved.out))}") from stop
+    if not is_first_process():
+        return
     if resolved.report:
         from ldadam.report import write_report
 

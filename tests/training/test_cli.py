@@ -85,12 +85,6 @@ def test_resume_without_a_run_is_exit_code_2(tmp_path, capsys):
     assert "holds no run to resume" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(tmp_path, corpus, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert ldadam(*options(tmp_path / "run", corpus)) == 2
-    assert "start it without torchrun" in capsys.readouterr().err
-
-
 def test_debug_shows_the_traceback(capsys):
     assert ldadam("pretrain", "--preset", "21m", "--debug") == 2
     errors = capsys.readouterr().err

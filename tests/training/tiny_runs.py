@@ -75,8 +75,24 @@ def ldadam(*arguments: str) -> int:
 
 def start(*arguments: str) -> subprocess.Popen:
     """Run the command in a process of its own."""
+    return _start("-m", "ldadam", *arguments)
+
+
+def start_ranks(count: int, *arguments: str) -> subprocess.Popen:
+    """Run the command under torchrun, in `count` processes."""
+    return _start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "ldadam", *arguments)
+
+
+def torchrun(count: int, *arguments: str) -> tuple[int, str]:
+    """The same to its end; returns the exit code and what came on stderr."""
+    process = start_ranks(count, *arguments)
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def _start(*arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "ldadam", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

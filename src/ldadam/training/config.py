@@ -84,7 +84,7 @@ class PretrainConfig:
 
     steps: int | None = option(None, "optimizer steps", panel="Training")
     tokens: int | None = option(None, "length of the run in tokens, instead of --steps", panel="Training")
-    batch_size: int | None = option(None, "sequences per forward pass", panel="Training")
+    batch_size: int | None = option(None, "sequences per forward pass, of all processes together", panel="Training")
     grad_accum: int | None = option(None, "forward passes per optimizer step", panel="Training")
     max_grad_norm: float | None = option(
         None, "clip gradients to this norm, 0 for never; none: 1.0 for adamw, never for ldadamw", panel="Training"
@@ -100,6 +100,23 @@ class PretrainConfig:
         None, "dtype of the weights and activations", panel="Training", choices=("float32", "bfloat16")
     )
     threads: int | None = option(None, "CPU threads of torch", panel="Training", resume="may change")
+
+    parallel: str = option(
+        "none",
+        "how several processes share the work, under torchrun",
+        panel="Several devices",
+        choices=("none", "ddp", "compressed", "fsdp", "hsdp"),
+        resume="may change",
+    )
+    shard_size: int | None = option(
+        None,
+        "processes that share one copy of the weights with hsdp; none: those of a host",
+        panel="Several devices",
+        resume="may change",
+    )
+    parallel_timeout: int = option(
+        600, "seconds that a process waits for the others", panel="Several devices", resume="may change"
+    )
 
     out: str = option("runs/pretrain", "folder of the run", panel="Run", resume="may change")
     eval_every: int | None = option(None, "steps between evaluations", panel="Run")
@@ -174,6 +191,7 @@ def tokens_per_step(config: PretrainConfig) -> int:
 _AT_LEAST_ONE = (
     *("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size", "steps", "batch_size", "grad_accum"),
     *("eval_tokens", "eval_every", "save_every", "keep_checkpoints", "log_every", "update_interval", "threads"),
+    *("shard_size", "parallel_timeout"),
 )
 _SHARES = ("validation_fraction", "warmup", "final_lr")
 

@@ -1,4 +1,4 @@
-"""The two ways a command can fail, and the one way it can be stopped. The exit code is part of the type."""
+"""The ways a command can fail, and the one way it can be stopped. The exit code is part of the type."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class Interrupted(CommandError):
     """Ctrl-C or SIGTERM, after the state was saved."""
 
     exit_code = 130
+
+
+class FailedTogether(CommandError):
+    """What happened to one process of a run, or to all of them, and ends them all with the same sentence."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -8,14 +8,22 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl
 
+from ldadam.training.ranks import Ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(TrainerCallback):
-    """Inside `with`, a signal asks the training loop to save and stop at the next safe moment."""
+    """Inside `with`, a signal to any rank asks the training loop of all to save and stop at the next safe moment.
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+    Attributes:
+        agreed: the signal that all ranks have stopped for.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.agreed: signal.Signals | None = None
+        self._ranks = ranks
+        self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -23,16 +31,20 @@ class StopOnSignal(TrainerCallback):
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._ranks.grouped:
+            # torchrun ends all ranks as soon as one has failed, and this one has a sentence to say first.
+            self._previous[signal.SIGTERM] = signal.SIG_IGN
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self._received is not None:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self._received = signal.Signals(number)
 
     def _stop_if_asked(self, control: TrainerControl) -> None:
-        if self.received is not None:
+        if number := int(self._ranks.max(self._received or 0)):
+            self.agreed = signal.Signals(number)
             control.should_save = True
             control.should_training_stop = True
 

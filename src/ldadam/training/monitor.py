@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldadam import error_buffer
+from ldadam.distributed import is_sharded
 
 LOW_RANK_STATE = ("exp_avg", "basis")
 
@@ -35,7 +36,10 @@ class _Before:
 
 
 class SubspaceMonitor:
-    """Measures the steps between `before_step` and `after_step`; costs a pass over G and E, so call it now and then."""
+    """Measures the steps between `before_step` and `after_step`; costs a pass over G and E, so call it now and then.
+
+    Of sharded parameters each matrix is gathered in turn, on all ranks.
+    """
 
     def __init__(self, optimizer: Optimizer, names: Mapping[Any, str]) -> None:
         self.optimizer = optimizer
@@ -56,8 +60,8 @@ class SubspaceMonitor:
             self._before[parameter] = self._record(parameter, beta1=float(group["betas"][0]))
 
     def _record(self, parameter: Tensor, *, beta1: float) -> _Before:
-        state = self.optimizer.state.get(parameter, {})
-        corrected = parameter.grad.float() if parameter.grad is not None else parameter.float()
+        state = whole_state(self.optimizer.state.get(parameter, {}))
+        corrected = whole(parameter.grad if parameter.grad is not None else parameter).float()
         if "error_buffer" in state:
             corrected = corrected + error_buffer.read(state, corrected.shape, corrected.dtype)
         exp_avg, basis = (state[key].clone() if key in state else None for key in LOW_RANK_STATE)
@@ -69,7 +73,7 @@ class SubspaceMonitor:
         """`captured` and `error_norm`, each a number per matrix."""
         captured, error_norm = {}, {}
         for before in self._before.values():
-            state = self.optimizer.state[before.parameter]
+            state = whole_state(self.optimizer.state[before.parameter])
             if "basis" not in state:
                 continue
             kept = torch.linalg.vector_norm(low_rank_gradient(before, state["exp_avg"], state["basis"]))
@@ -89,8 +93,18 @@ def low_rank_gradient(before: _Before, exp_avg: Tensor, basis: Tensor) -> Tensor
     return (exp_avg - before.beta1 * carried) / (1 - before.beta1)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank may hold a part, gathered; all ranks ask for it at the same time."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a parameter, gathered."""
+    return {key: whole(value) for key, value in state.items()}
+
+
 def bytes_by_category(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Bytes of weights, gradients and optimizer state by kind, counted from the storages of live tensors."""
+    """Bytes of weights, gradients and optimizer state by kind on this rank, counted from storages of live tensors."""
     parameters = list(model.parameters())
     kinds: dict[str, list[Tensor]] = {}
     for state in optimizer.state.values():
@@ -106,5 +120,5 @@ def bytes_by_category(model: torch.nn.Module, optimizer: Optimizer) -> dict[str,
 
 def storage_bytes(tensors: Sequence[Tensor]) -> int:
     """Bytes behind the tensors: a view counts for all it keeps alive, a shared storage counts once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    storages = [(tensor.to_local() if is_sharded(tensor) else tensor).untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

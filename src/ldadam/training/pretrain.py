@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,12 @@ from ldadam.training.corpora import open_corpus
 from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.in_backward import stepping_in_backward
 from ldadam.training.interrupts import StopOnSignal
+from ldadam.training.layouts import place_model
 from ldadam.training.model import build_model, choose_device
 from ldadam.training.optimizers import build_optimizer
 from ldadam.training.packing import PackedCorpus, pack_corpus, tokenizer_for
 from ldadam.training.progress import Progress
+from ldadam.training.ranks import Ranks, joined
 from ldadam.training.recorder import STATE_FILE, Recorder
 from ldadam.training.trainer import make_trainer
 
@@ -42,23 +44,46 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, text: Text | None 
         text: tokenized text to use instead of reading the corpus.
         title: shown beside the progress bar.
     """
-    refuse_several_processes()
-    run = Path(config.out) if resume else run_folder.open_new(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    text = text or prepare_text(config)
-    model = build_model(config, text.tokenizer).to(device)  # pyright: ignore[reportArgumentType]
-    optimizer = build_optimizer(model, config)
+    run = Path(config.out)
+    with joined(config) as ranks, ranks.explain_loss_of_rank(run):
+        with ranks.together():
+            if not resume:
+                run_folder.refuse_existing(run)
+            if config.threads:
+                torch.set_num_threads(config.threads)
+            device = choose_device(config.device)
+            text = text or prepare_text(config)
+        _refuse_different_text(ranks, text)
+        model = place_model(build_model(config, text.tokenizer), config, ranks.launch, device)
+        optimizer = build_optimizer(model, config)
+        checkpoint = ranks.on_first(lambda: _open_folder(config, run, ranks, text, model, resume=resume))
+        if checkpoint is None or checkpoints.step_of(checkpoint) < (config.steps or 0):
+            _train(config, run, ranks, device, model, optimizer, text, checkpoint, title or config.optimizer)
+    return run
+
+
+def _refuse_different_text(ranks: Ranks, text: Text) -> None:
+    """Every rank reads the corpus itself, on a disk of its own perhaps."""
+    fingerprints = ranks.gather(text.packed.fingerprint)
+    for rank, found in enumerate(fingerprints):
+        if found != fingerprints[0]:
+            raise UsageError(f"ranks 0 and {rank} read different text: give both hosts the same corpus and tokenizer")
+
+
+def _open_folder(
+    config: PretrainConfig, run: Path, ranks: Ranks, text: Text, model: torch.nn.Module, *, resume: bool
+) -> Path | None:
+    """Make the run's folder, or check that of the run to go on with; returns the checkpoint to start from."""
+    checkpoint = None
     if resume:
         run_folder.check_same_circumstances(run, text.packed.fingerprint)
+        checkpoint = run_folder.prepare_resume(run)
     else:
         _create(run, config, text, model)
-    checkpoint = run_folder.prepare_resume(run) if resume else None
-    if checkpoint is not None and checkpoints.step_of(checkpoint) >= (config.steps or 0):
-        return run  # finished already; the Trainer would stream one more batch
-    _train(config, run, device, model, optimizer, text, checkpoint, title or config.optimizer)
-    return run
+    after_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    if after_step < (config.steps or 0):
+        run_folder.record_layout(run, config, world_size=ranks.size, after_step=after_step)
+    return checkpoint
 
 
 def prepare_text(config: PretrainConfig) -> Text:
@@ -99,6 +124,7 @@ def _create(run: Path, config: PretrainConfig, text: Text, model: torch.nn.Modul
 def _train(
     config: PretrainConfig,
     run: Path,
+    ranks: Ranks,
     device: torch.device,
     model: Any,
     optimizer: torch.optim.Optimizer,
@@ -108,8 +134,10 @@ def _train(
 ) -> None:
     """The training loop between its two ends: a checkpoint to start from, and the last step or a signal."""
     assert config.steps
-    recorder = Recorder(config, run, model, optimizer)
-    stop = StopOnSignal()
+    if config.parallel == "compressed" and config.monitor_every and ranks.is_first:
+        print("ldadam: the subspace is not measured: parallel compressed never forms the gradient", file=sys.stderr)
+    recorder = Recorder(config, run, model, optimizer, ranks)
+    stop = StopOnSignal(ranks)
     trainer = make_trainer(
         config,
         run=run,
@@ -119,16 +147,23 @@ def _train(
         data=text.packed,
         tokenizer=text.tokenizer,
         recorder=recorder,
+        ranks=ranks,
         callbacks=[recorder, stop],
     )
     earlier_seconds = recorder.load_state(checkpoint / STATE_FILE) if checkpoint else 0.0
-    progress = Progress(title, num_steps=config.steps, tokens_per_step=tokens_per_step(config), clock=recorder.clock)
+    progress = Progress(
+        title,
+        num_steps=config.steps,
+        tokens_per_step=tokens_per_step(config),
+        clock=recorder.clock,
+        quiet=not ranks.is_first,
+    )
     with progress, stop, _stepping(config, optimizer, recorder):
         recorder.begin(progress, seconds=earlier_seconds)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.received is not None and trainer.state.global_step < config.steps:
+    if stop.agreed is not None and trainer.state.global_step < config.steps:
         raise Interrupted(
-            f"stopped by {stop.received.name} after step {trainer.state.global_step} of {config.steps}: "
+            f"stopped by {stop.agreed.name} after step {trainer.state.global_step} of {config.steps}: "
             f"{run_folder.what_can_be_resumed(run)}"
         )
 
@@ -139,12 +174,3 @@ def _stepping(config: PretrainConfig, optimizer: torch.optim.Optimizer, recorder
         return nullcontext()
     assert isinstance(optimizer, LDAdamW) and config.grad_accum
     return stepping_in_backward(optimizer, recorder, accumulation_steps=config.grad_accum)
-
-
-def refuse_several_processes() -> None:
-    """Under torchrun every process would write the same folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            f"ldadam pretrain runs one process on one device, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; "
-            f"start it without torchrun"
-        )

@@ -14,8 +14,10 @@ from ldadam.training.clock import TrainingClock
 class Progress:
     """A live bar on a terminal; elsewhere one line per evaluation."""
 
-    def __init__(self, title: str, *, num_steps: int, tokens_per_step: int, clock: TrainingClock) -> None:
-        self.console = Console(stderr=True)
+    def __init__(
+        self, title: str, *, num_steps: int, tokens_per_step: int, clock: TrainingClock, quiet: bool = False
+    ) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.tokens_per_step = tokens_per_step
         self.num_steps = num_steps
         self.clock = clock
@@ -30,7 +32,7 @@ class Progress:
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=num_steps, loss="-", speed="-")
 

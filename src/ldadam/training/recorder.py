@@ -12,8 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ldadam.training.clock import OptimizerTimer, TrainingClock
 from ldadam.training.config import PretrainConfig, tokens_per_step
+from ldadam.training.layouts import SHARDED
 from ldadam.training.metrics import MetricsFile
 from ldadam.training.monitor import SubspaceMonitor, bytes_by_category
+from ldadam.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from ldadam.training.progress import Progress
@@ -22,13 +24,22 @@ STATE_FILE = "ldadam_state.json"
 
 
 class Recorder(TrainerCallback):
-    """Makes one record per logged step and keeps what is needed to go on with it after a resume."""
+    """Makes one record per logged step and keeps what is needed to go on with it after a resume.
+
+    Every rank measures, since some of it takes all of them; rank 0 writes.
+    """
 
     def __init__(
-        self, config: PretrainConfig, run: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        config: PretrainConfig,
+        run: Path,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.run = run
+        self.ranks = ranks
         self.metrics = MetricsFile(run / "metrics.jsonl")
         self.clock = TrainingClock()
         self.timer = OptimizerTimer(optimizer, next(model.parameters()).device)
@@ -84,12 +95,13 @@ class Recorder(TrainerCallback):
             self._progress.begin(state.global_step)
 
     def _monitored(self, step: int) -> bool:
-        every = self.config.monitor_every
+        every = 0 if self.config.parallel == "compressed" else self.config.monitor_every
         return bool(every) and (step == 1 or step % every == 0)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The step that the next gradients belong to."""
         self._step = state.global_step + 1
+        self.ranks.waiting_for = f"the gradients of step {self._step}"
 
     def before_step_in_backward(self, index: int, parameter: Tensor) -> None:
         """Backward has the gradient of a parameter of param group `index`, and will move the parameter."""
@@ -105,6 +117,7 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Gradients are final; the learning rate is the one that this step uses."""
         self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.ranks.waiting_for = f"the optimizer in step {state.global_step + 1}"
         if self._monitored(state.global_step + 1):
             with self.clock.paused():
                 self.monitor.before_step()
@@ -114,14 +127,15 @@ class Recorder(TrainerCallback):
         if self._monitored(state.global_step + 1):
             with self.clock.paused():
                 self._measured = self.monitor.after_step()
-        if not self._memory_written:
+        if not self._memory_written and self.ranks.is_first:
             with self.clock.paused():
                 self._write_memory()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Make a record when it is due; it waits for the validation loss if one is coming."""
         assert self.config.log_every
-        step_loss = torch.stack(self._new_losses).sum().item()
+        self.ranks.waiting_for = f"the loss of step {state.global_step}"
+        step_loss = self.ranks.mean(torch.stack(self._new_losses).sum().item())
         self._new_losses = []
         self.loss_sum += step_loss
         self.num_losses += 1
@@ -162,16 +176,16 @@ class Recorder(TrainerCallback):
         return record
 
     def _write_pending(self) -> None:
-        if self._pending is not None:
+        if self._pending is not None and self.ranks.is_first:
             self.metrics.append(self._pending)
-            self._pending = None
+        self._pending = None
 
     def _write_memory(self) -> None:
-        """Bytes after the first step of this process, beside the optimizer's own plan where it has one."""
+        """Bytes after the first step of this process, beside the optimizer's own plan where it has one for a rank."""
         from ldadam import LDAdamW, describe
 
         counted: dict[str, Any] = {"counted": bytes_by_category(self.model, self.optimizer), "planned": None}
-        if isinstance(self.optimizer, LDAdamW):
+        if isinstance(self.optimizer, LDAdamW) and self.config.parallel not in SHARDED:
             counted["planned"] = describe(self.optimizer).state_bytes
         (self.run / "memory.json").write_text(json.dumps(counted, indent=1), encoding="utf-8")
         self._memory_written = True

@@ -14,20 +14,19 @@ from ldadam.training import checkpoints
 from ldadam.training.config import PretrainConfig, differences, merge, resolve, save_config
 from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import UsageError
+from ldadam.training.launch import program
 from ldadam.training.metrics import MetricsFile
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 
 
-def open_new(config: PretrainConfig) -> Path:
-    """The folder of a new run; one that already holds a run is refused."""
-    run = Path(config.out)
+def refuse_existing(run: Path) -> None:
+    """Refuse a folder that already holds a run."""
     if (run / CONFIG_FILE).exists():
         raise UsageError(f"{run} already holds a run: add --resume to continue it, or choose another --out")
     if run.exists() and not run.is_dir():
         raise UsageError(f"out must be a folder, and {run} is a file")
-    return run
 
 
 def reopen(settings: dict[str, Any]) -> PretrainConfig:
@@ -36,6 +35,8 @@ def reopen(settings: dict[str, Any]) -> PretrainConfig:
     if not (run / CONFIG_FILE).exists():
         raise UsageError(f"{run} holds no run to resume: there is no {CONFIG_FILE}; leave out --resume to start one")
     recorded = read_config_file(run / CONFIG_FILE)
+    if settings.get("parallel") is not None:
+        recorded["shard_size"] = None  # belongs to the layout that it was recorded with
     saved = PretrainConfig(**{**recorded, "out": str(run)})
     # A preset or optimizer named again must not bring its defaults back over what was recorded.
     asked = dataclasses.replace(saved, **{k: v for k, v in merge(settings).items() if k != "tokens"})
@@ -52,6 +53,16 @@ def create(run: Path, config: PretrainConfig, facts: dict[str, Any]) -> None:
     save_config(config, run / CONFIG_FILE)
     record = {"seed": config.seed, "command": command(), **versions(), "hardware": hardware(), **facts}
     (run / RUN_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def record_layout(run: Path, config: PretrainConfig, *, world_size: int, after_step: int) -> None:
+    """Add to the record from which step on the run was shared by how many processes, and how."""
+    record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    part = {"after_step": after_step, "parallel": config.parallel, "world_size": world_size}
+    record["layouts"] = [*record.get("layouts", []), part]
+    temporary = (run / RUN_FILE).with_suffix(".partial")
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    temporary.replace(run / RUN_FILE)
 
 
 def check_same_circumstances(run: Path, fingerprint: str) -> None:
@@ -83,7 +94,7 @@ def what_can_be_resumed(run: Path) -> str:
     saved = list(checkpoints.checkpoint_steps(run).values())
     if not saved:
         return "there is no checkpoint yet, start again"
-    return f"the last good checkpoint is {saved[-1].name}, continue with `ldadam pretrain --resume --out {run}`"
+    return f"the last good checkpoint is {saved[-1].name}, continue with `{program()} pretrain --resume --out {run}`"
 
 
 def versions() -> dict[str, Any]:
