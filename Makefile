@@ -10,10 +10,10 @@ demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
 
 test: $(READY)  ## the whole test suite but the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 bench: $(READY)  ## time a step on the CPU, on the matrices of a 60M model; wants a machine with nothing else to do
 	$(BIN)/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \

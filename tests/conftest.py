@@ -15,11 +15,13 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests run wherever there is room, but those of several processes on one worker, which starts them once."""
+    """Tests run wherever there is room, but those of several processes side by side with no others of their kind."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "several processes" if nodeid.startswith("tests/distributed/") else nodeid
+            if nodeid.startswith("tests/distributed/"):
+                return "several processes"
+            return "torchrun" if nodeid.startswith("tests/training/test_parallel.py") else nodeid
 
     return Scheduling(config, log)

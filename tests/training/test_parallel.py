@@ -13,8 +13,6 @@ from tiny_runs import ldadam, numbers, options, start_ranks, torchrun, wait_for_
 from ldadam import distributed
 from tolerances import TOLERANCES
 
-pytestmark = pytest.mark.xdist_group("torchrun")
-
 # Runs that are stopped are long enough that the stop comes in the middle.
 STOPPED = {"steps": 120, "save_every": 7, "eval_every": 50, "monitor_every": 20}
 

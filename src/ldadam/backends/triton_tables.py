@@ -55,7 +55,7 @@ _CAPTURED: list[Tensor] = []
 
 def addresses_of(tensors: Sequence[Tensor]) -> Tensor:
     """The addresses of tensors on one device, as an int64 tensor there."""
-    return _table([tensor.data_ptr() for tensor in tensors], tensors[0].device)
+    return _table([tensor.data_ptr() for tensor in tensors], tensors[0])
 
 
 def noise_keys(
@@ -63,19 +63,21 @@ def noise_keys(
 ) -> Tensor:
     """(B,) int64: where the noise begins of parameters by number, or of a matrix of them by its first entry."""
     if isinstance(step, Tensor):
-        return rounding.noise_key(_table(numbers, device), step.reshape(-1)) + _table(first_entries, device)
+        return rounding.noise_key(_table(numbers, step), step.reshape(-1)) + _table(first_entries, step)
     keys = [rounding.noise_key(number, step) + entry for number, entry in zip(numbers, first_entries, strict=True)]
     return torch.tensor(keys, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _table(values: Sequence[int], device: torch.device) -> Tensor:
-    table = _cached_table(tuple(values), device)
+def _table(values: Sequence[int], like: Tensor) -> Tensor:
+    """An int64 tensor on the device of `like`; on meta where that is a meta tensor, whatever device it stands for."""
+    table = _cached_table(tuple(values), like.device, like.is_meta)
     if not table.is_meta and table.is_cuda and torch.cuda.is_current_stream_capturing():
         _CAPTURED.append(table)
     return table
 
 
 @lru_cache(maxsize=4096)
-def _cached_table(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """A table is a function of its values alone, so that what is cached is right for ever."""
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+def _cached_table(values: tuple[int, ...], device: torch.device, is_meta: bool) -> Tensor:
+    """A table is a function of its arguments alone, so that what is cached is right for ever."""
+    table = torch.tensor(values, dtype=torch.int64)
+    return table.to("meta" if is_meta else device, non_blocking=True)
