@@ -423,5 +423,6 @@ def test_a_plan_leaves_nothing_behind_that_a_step_would_use():
     planned, stepped = (filled([parameter(40, 64, dtype=torch.float16)], dtype=torch.float16) for _ in range(2))
     step_peak(quiet(planned, **options).param_groups, device=CPU)
     optimizer = quiet(stepped, **options)
-    optimizer.step()
+    for _ in range(2):  # the first is the page's
+        optimizer.step()
     assert stepped[0].isfinite().all()
