@@ -15,13 +15,12 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests run wherever there is room, but those of several processes side by side with no others of their kind."""
+    """Tests run wherever there is room, but those that start several processes on one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith("tests/distributed/"):
-                return "several processes"
-            return "torchrun" if nodeid.startswith("tests/training/test_parallel.py") else nodeid
+            starts_several = nodeid.startswith(("tests/distributed/", "tests/training/test_parallel.py"))
+            return "several processes" if starts_several else nodeid
 
     return Scheduling(config, log)
