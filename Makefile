@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SLOW_TESTS := tests
 
 .PHONY: demo test test-slow bench bench-gpu lint types check clean
 
@@ -13,7 +14,7 @@ test: $(READY)  ## the whole test suite but the slow tests
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)  ## the slow tests
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow $(SLOW_TESTS)
 
 bench: $(READY)  ## time a step on the CPU, on the matrices of a 60M model; wants a machine with nothing else to do
 	$(BIN)/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
