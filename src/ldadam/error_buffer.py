@@ -31,8 +31,8 @@ def stored_name(state: dict[str, Tensor]) -> str | None:
     """How E of a state is stored; None where there is no error feedback."""
     if "error_buffer" not in state:
         return None
-    dtype = state["error_buffer"].dtype
-    return "int4" if dtype == torch.uint8 else str(dtype).removeprefix("torch.")
+    stored = state["error_buffer"]
+    return str(stored.dtype).removeprefix("torch.") if stored.is_floating_point() else quantization.kind_of(stored)
 
 
 def storage(shape: torch.Size | tuple[int, ...], name: str) -> dict[str, Tensor]:

@@ -95,6 +95,15 @@ class _Progress:
     in_buffer: bool = False  # whether their sum is in the error buffer
     num_steps: int = 0
 
+    def forget_sum(self) -> None:
+        """There is nothing that waits for its step."""
+        self.num_summed, self.in_buffer = 0, False
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.forget_sum()
+        self.num_steps = 0
+
 
 def _call_if_alive(method: WeakMethod[Any], progress: _Progress, param: Tensor) -> None:
     """The optimizer keeps the handle alive. Hooks must not: Python cannot collect a cycle through those of a tensor."""
@@ -158,7 +167,7 @@ class StepInBackward:
     def _step(self, param: Tensor, progress: _Progress) -> None:
         self._optimizer.step_params({progress.index: [progress.position]})
         param.grad = None
-        progress.num_summed, progress.in_buffer = 0, False
+        progress.forget_sum()
         progress.num_steps += 1
 
     def _refuse_grad_scaler(self, optimizer: Any, *_: Any) -> None:
@@ -177,7 +186,7 @@ class StepInBackward:
                 param.grad = torch.zeros_like(param)
                 self._step(param, progress)
             param.grad = None
-            progress.num_summed, progress.in_buffer, progress.num_steps = 0, False, 0
+            progress.forget()
 
     def _refuse_second_step(self, param: Tensor, progress: _Progress) -> None:
         is_pending = param.grad is not None or progress.in_buffer
@@ -204,7 +213,7 @@ class StepInBackward:
     def _forget(self, *_: Any) -> None:
         """The loaded error buffers have no sums in them."""
         for progress in self._progress.values():
-            progress.num_summed, progress.in_buffer, progress.num_steps = 0, False, 0
+            progress.forget()
 
     def _name(self, progress: _Progress) -> str:
         return param_name(self._optimizer.param_groups[progress.index], progress.index, progress.position)

@@ -65,7 +65,7 @@ def encode(values: Tensor, kind: str, *, noise: Tensor | None = None) -> Quantiz
 def decode(quantized: Quantized, *, cols: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The rows (..., cols) that codes and scales stand for, in `dtype`."""
     codes, scales = quantized
-    if codes.dtype == torch.uint8:
+    if kind_of(codes) == "int4":
         codes = _unpack(codes)[..., :cols]
     return codes.to(dtype) * scales.to(dtype).repeat_interleave(BLOCK, dim=-1)[..., :cols]
 
@@ -75,9 +75,9 @@ def storage(rows: tuple[int, ...], cols: int, kind: str) -> Quantized:
     return encode(torch.empty(*rows, cols, device="meta"), kind)
 
 
-def kind_of(quantized: Quantized) -> str:
+def kind_of(codes: Tensor) -> str:
     """ "int8" or "int4"."""
-    return "int4" if quantized.codes.dtype == torch.uint8 else "int8"
+    return "int4" if codes.dtype == torch.uint8 else "int8"
 
 
 def _pack(codes: Tensor) -> Tensor:

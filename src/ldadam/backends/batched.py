@@ -144,18 +144,16 @@ class TorchProducts:
     def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
         """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place."""
         chunk, corrected = self.chunk, self.corrected
-        bases, lost = ([factor.to(corrected.dtype) for factor in factors] for factors in (bases, lost))
-        pairs = [list(zip(*(factor.unbind() for factor in factors), strict=True)) for factors in (bases, lost)]
+        each_basis, each_lost = ([part.to(corrected.dtype).unbind() for part in parts] for parts in (bases, lost))
+        descents, decay = descent.to(corrected.dtype).unbind(), chunk.hyper.lr * chunk.hyper.weight_decay
         for index, matrix in enumerate(chunk.matrices):
             if matrix.has_error:
                 error = corrected[index]
-                for basis, factor in zip(pairs[0][index], pairs[1][index], strict=True):
-                    error.addmm_(basis, factor, alpha=-1)
+                for basis, factor in zip(each_basis, each_lost, strict=True):
+                    error.addmm_(basis[index], factor[index], alpha=-1)
                 corrected.keep_(index, error)
-        descent = descent.to(corrected.dtype)
-        for index, (basis, factor) in enumerate(zip(bases[0].unbind(), descent.unbind(), strict=True)):
-            key = chunk.noise_key(index) if chunk.rounds_by_chance else None
-            _descend_(chunk.matrices[index], basis, factor, decay=chunk.hyper.lr * chunk.hyper.weight_decay, key=key)
+            key = chunk.noise_key(index) if chunk.kind.rounds_by_chance else None
+            _descend_(matrix, each_basis[0][index], descents[index], decay=decay, key=key)
 
 
 def _descend_(

@@ -55,7 +55,7 @@ class Corrected:
         """Store E where A was not formed in its place."""
         matrix = self.chunk.matrices[index]
         if matrix.quantized is not None:
-            kind = quantization.kind_of(matrix.quantized)
+            kind = quantization.kind_of(matrix.quantized.codes)
             for old, new in zip(matrix.quantized, quantization.encode(matrix.own_rows(error), kind), strict=True):
                 old.copy_(new)
         elif matrix.error is not None and not self._in_place:

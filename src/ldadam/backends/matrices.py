@@ -62,6 +62,7 @@ class Kind(NamedTuple):
     moves_subspace: bool
     shards: Shards | None
     decomposition: Callable[[Tensor, Tensor], Tensor] | None
+    rounds_by_chance: bool
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,6 @@ class Chunk:
         if self.matrices[0].accept is None:
             return None
         return torch.stack([matrix.accept for matrix in self.matrices if matrix.accept is not None])[:, None, None]
-
-    @property
-    def rounds_by_chance(self) -> bool:
-        """Whether moved weights are rounded stochastically."""
-        return self.hyper.stochastic_rounding and rounding.rounds(self.matrices[0].param.dtype)
 
     def noise_key(self, index: int) -> int | Tensor:
         """Where the noise of one matrix's weights begins."""
@@ -177,4 +173,5 @@ def _kind(matrix: Matrix, update: ParamUpdate, rank: int) -> Kind:
         moves_subspace=update.moves_subspace,
         shards=update.shards,
         decomposition=decomposition(update),
+        rounds_by_chance=update.rounds_by_chance,
     )

@@ -70,11 +70,21 @@ class Partial(NamedTuple):
 Steps = Generator[list[Partial], list[Tensor], Any]
 
 
+def resume(steps: Steps, values: list[Tensor] | None) -> list[Partial] | None:
+    """Run a step to its next reduction point; what it asks for there, or None where it has ended.
+
+    Args:
+        steps: the step.
+        values: what it asked for at the last point, whole; None to start it.
+    """
+    try:
+        return next(steps) if values is None else steps.send(values)
+    except StopIteration:
+        return None
+
+
 def run_alone(steps: Steps) -> None:
     """Run a step whose matrix no other rank holds a part of."""
-    try:
-        partials = next(steps)
-        while True:
-            partials = steps.send([partial.value for partial in partials])
-    except StopIteration:
-        return
+    partials = resume(steps, None)
+    while partials is not None:
+        partials = resume(steps, [partial.value for partial in partials])

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldadam.algorithm import LowRankState, adam_direction, change_basis, unbiased
+from ldadam.algorithm import LowRankState, adam_direction, change_basis, subspace_target, unbiased
 from ldadam.backends.matrices import Chunk
 from ldadam.backends.partial import Partial, Shards, Steps
 from ldadam.subspace import RANGE_FINDER_ITERATIONS, nonzero, unit_columns
@@ -66,7 +66,8 @@ class Products(Protocol):
 
         Returns:
             What U and U_minus are multiplied by in E, [a + c m_half, -c m_minus], each (B, r, n), or [a] where the
-            basis was kept; and lr d (B, r, n). All are zero for matrices whose step is refused.
+            basis was kept, in the form that `finish_` of the same object takes; and lr d (B, r, n). All are zero for
+            matrices whose step is refused.
         """
         ...
 
@@ -141,8 +142,8 @@ def shared_decomposition(products: Products, prev: LowRankState, shards: Shards 
     """U (B, m, r) of a decomposition of B where ranks hold blocks of it: each decomposes the whole."""
     chunk = products.chunk
     assert shards is not None and chunk.kind.decomposition is not None
-    exp_avg_hat = unbiased(prev.exp_avg, chunk.hyper.betas[0], chunk.step - 1)  # m_hat
-    target = chunk.hyper.rho * (prev.basis @ exp_avg_hat) + (1 - chunk.hyper.rho) * products.corrected_grads()  # B
+    beta1, rho = chunk.hyper.betas[0], chunk.hyper.rho
+    target = subspace_target(products.corrected_grads(), prev, step=chunk.step, beta1=beta1, rho=rho)  # B
     wide, basis = yield [
         Partial(shards.embed_rows(shards.embed_cols(target)), "m", "B", of_gradient=True),
         Partial(shards.embed_rows(prev.basis), "m", "U_minus"),

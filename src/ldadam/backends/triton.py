@@ -123,7 +123,8 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
     numbers = [update.number for update in same]
     keys = scalars.accepts
     if first.rounds_by_chance:
-        keys = noise_keys(numbers, [0] * len(same), common_step(same), first.param.device)
+        first_entries = [0] * len(same)
+        keys = noise_keys(numbers, first_entries, common_step(same), first.param.device)
     kernels.dense_kernel[(triton.cdiv(first.param.numel(), block), len(same))](
         *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, keys, scalars.scale,
         first.param.numel(), *first.hyper.betas, first.hyper.eps, -1.0 if first.hyper.maximize else 1.0,
@@ -183,7 +184,7 @@ class _Launches:
         return cholesky_qr(columns, fallback=fallback, inner=self.inner)
 
     def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
-        """m and v in place, and the factors that E and W are updated from, in one kernel."""
+        """m and v in place, in one kernel; what E loses in U and in U_minus is one (B, 2r, n) tensor."""
         moves, hyper = change is not None, self.chunk.hyper
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
         right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
@@ -197,15 +198,11 @@ class _Launches:
             R=self.padded_rank, BLOCK_N=block, BLOCK_K=min(32, self.padded_rank),
             num_warps=4 if self.rank <= 64 else 8, num_stages=2,
         )  # fmt: skip
-        return list(right.split(self.rank, dim=-2)), descent
+        return [right], descent
 
 
 class TritonProducts(_Launches):
     """Large products by kernels over all matrices of a chunk."""
-
-    def corrected_grads(self) -> Tensor:
-        """Not asked of these products, see `suits`."""
-        raise NotImplementedError
 
     def __init__(self, chunk: Chunk):
         super().__init__(chunk)
@@ -227,6 +224,10 @@ class TritonProducts(_Launches):
             "ALONG_N": self.strides[1] == 1,
             "MASKED": self.scalars.masked,
         }
+
+    def corrected_grads(self) -> Tensor:
+        """Not asked of these products: `suits` leaves bases that come from a decomposition to the others."""
+        raise NotImplementedError
 
     def correct(self, basis: Tensor) -> Tensor:
         """A = G + E in the storage of E where that is float, and U'A (B, r, n), in one pass."""
@@ -259,11 +260,11 @@ class TritonProducts(_Launches):
     def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
         """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in one pass over both."""
         weight = self.chunk.matrices[0].param
-        left, right = torch.cat(bases, dim=-1), torch.cat(lost, dim=-2)
-        left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in (left, right, descent))
+        factors = (torch.cat(bases, dim=-1), *lost, descent)
+        left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in factors)
         config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
         tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
-        by_chance = self.chunk.rounds_by_chance
+        by_chance = self.chunk.kind.rounds_by_chance
         kernels.finish_kernel[(tiles, self.count)](
             *self.tables, self._addresses("param"), left, right, descent, self.scalars.decays,
             self._noise_keys() if by_chance else self.scalars.accepts,
@@ -280,3 +281,8 @@ class TritonProducts(_Launches):
 
 class CublasProducts(_Launches, batched.TorchProducts):
     """Large products one matrix at a time by cuBLAS, which is faster at large ranks; the r x n chain by kernels."""
+
+    def advance_(self, prev: LowRankState, change: Tensor | None, low_rank_grad: Tensor) -> Descent:
+        """m and v in place, in one kernel, and the factors that E and W are updated from."""
+        (both,), descent = super().advance_(prev, change, low_rank_grad)
+        return list(both.split(self.rank, dim=-2)), descent

@@ -1,4 +1,4 @@
-"""Steps of parameters that ranks share: who steps what is compared once, then all steps run together."""
+"""Steps of parameters that ranks share: what has to be agreed on beforehand, then all of them together."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ldadam.backends.partial import Partial, Shards, Steps
+from ldadam.backends.partial import Partial, Shards, Steps, resume
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -26,19 +26,12 @@ def run_together(started: Iterable[tuple[Steps, Shards]]) -> None:
     Every rank of a group must run the same steps in the same order; the size of a local block may differ.
     """
     pending = [
-        Pending(steps, partials, shards) for steps, shards in started if (partials := _resume(steps, None)) is not None
+        Pending(steps, partials, shards) for steps, shards in started if (partials := resume(steps, None)) is not None
     ]
     while pending:
         values = iter(combine([(partial, one.shards) for one in pending for partial in one.partials]))
-        resumed = [(one, _resume(one.steps, [next(values) for _ in one.partials])) for one in pending]
+        resumed = [(one, resume(one.steps, [next(values) for _ in one.partials])) for one in pending]
         pending = [one._replace(partials=partials) for one, partials in resumed if partials is not None]
-
-
-def _resume(steps: Steps, values: list[Tensor] | None) -> list[Partial] | None:
-    try:
-        return next(steps) if values is None else steps.send(values)
-    except StopIteration:
-        return None
 
 
 def combine(asked: Sequence[tuple[Partial, Shards]]) -> list[Tensor]:
