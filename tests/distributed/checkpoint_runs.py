@@ -22,22 +22,22 @@ from ldadam import LDAdamW
 Save = Callable[[nn.Module, LDAdamW, Path], None]
 
 
+def state_of(model: nn.Module, optimizer: LDAdamW, options: StateDictOptions) -> dict[str, Any]:
+    return {
+        "model": get_model_state_dict(model, options=options),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+    }
+
+
 def save_sharded(model: nn.Module, optimizer: LDAdamW, folder: Path, *, flatten: bool = False) -> None:
     """Each rank its shards."""
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
-    saved = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
-    }
-    dcp.save(saved, checkpoint_id=folder)
+    dcp.save(state_of(model, optimizer, options), checkpoint_id=folder)
 
 
 def load_sharded(model: nn.Module, optimizer: LDAdamW, folder: Path, *, flatten: bool = False) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
-    loaded = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
-    }
+    loaded = state_of(model, optimizer, options)
     dcp.load(loaded, checkpoint_id=folder)
     set_model_state_dict(model, loaded["model"])
     set_optimizer_state_dict(model, optimizer, loaded["optimizer"], options=options)
@@ -54,10 +54,7 @@ def load_flattened(model: nn.Module, optimizer: LDAdamW, folder: Path) -> None:
 def save_full(model: nn.Module, optimizer: LDAdamW, folder: Path) -> None:
     """One file of whole tensors, written by rank 0."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    saved = {
-        "model": get_model_state_dict(model, options=options),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
-    }
+    saved = state_of(model, optimizer, options)
     if _is_first_rank():
         folder.mkdir()
         torch.save(saved, folder / "full.pt")

@@ -44,11 +44,11 @@ def find_models(text: str, *, all_parameters: bool) -> list[Model]:
         UsageError: a name is neither.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    matches = [_CUSTOM.fullmatch(part) for part in parts]
-    if parts and all(matches):
-        sizes = [tuple(int(number or 1) for number in match.groups()) for match in matches if match]
-        if any(0 in size for size in sizes):
-            raise UsageError(f"--model has a side or count of zero: {text}")
+    try:
+        sizes = listed_sizes(text)
+    except ValueError as error:
+        raise UsageError(f"--model {error}") from error
+    if sizes is not None:
         return [Model(text, tuple(Shape((rows, columns), count) for rows, columns, count in sizes))]
     for part in parts:
         if part not in PRESETS:
@@ -59,6 +59,21 @@ def find_models(text: str, *, all_parameters: bool) -> list[Model]:
     if not parts:
         raise UsageError("--model is empty: name a preset such as 60m")
     return [Model(part, _shapes(PRESETS[part], all_parameters=all_parameters)) for part in parts]
+
+
+def listed_sizes(text: str) -> list[tuple[int, int, int]] | None:
+    """Rows, columns and count of each ROWSxCOLUMNS:COUNT of a list with commas; None where it is not such a list.
+
+    Raises:
+        ValueError: a side or a count is zero.
+    """
+    matches = [_CUSTOM.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
+    if not matches or not all(matches):
+        return None
+    sizes = [(int(match[1]), int(match[2]), int(match[3] or 1)) for match in matches if match]
+    if any(0 in size for size in sizes):
+        raise ValueError(f"has a side or count of zero: {text}")
+    return sizes
 
 
 def _shapes(preset: Preset, *, all_parameters: bool) -> tuple[Shape, ...]:

@@ -19,6 +19,7 @@ from ldadam.bench.subjects import UPDATE_PROJ_GAP, Entry, find_entry
 from ldadam.bench.timing import Bench, Timing
 from ldadam.bench.weights import make_weights
 from ldadam.training.errors import RunError, UsageError
+from ldadam.training.files import make_folder_of
 
 # What ratios refer to.
 REFERENCE = "adamw"
@@ -115,7 +116,8 @@ def run_bench(plan: Plan, *, out: Path | None, progress: Progress) -> dict[str, 
     """
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    _make_folder(out)
+    if out is not None:  # so that a path that cannot be written fails before anything is measured
+        make_folder_of(out, option="--json")
     progress.now("ceilings: memory and products")
     ceilings = measure_ceilings(plan.device, plan.dtype)
     record = {
@@ -136,18 +138,6 @@ def run_bench(plan: Plan, *, out: Path | None, progress: Progress) -> dict[str, 
                 out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             progress.finished(record, result)
     return record
-
-
-def _make_folder(out: Path | None) -> None:
-    """So that a path that cannot be written fails before anything is measured."""
-    if out is None:
-        return
-    if out.is_dir():
-        raise UsageError(f"--json must be a file, and {out} is a folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--json cannot be written to {out}: {error.strerror}") from error
 
 
 def _run_one(plan: Plan, model: Model, rank: int, ceilings: Ceilings, progress: Progress) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ldadam import provenance
 from ldadam.planner.parts import GIB, parts, remarks, size, title, unit_of
 from ldadam.planner.planning import Plan, plan
 from ldadam.training.errors import UsageError
+from ldadam.training.files import make_folder_of
 
 
 def run_plan(*, rank: str, json_file: Path | None, picture: Path | None, **settings: Any) -> Plan:
@@ -28,12 +29,13 @@ def run_plan(*, rank: str, json_file: Path | None, picture: Path | None, **setti
         raise UsageError(str(error)) from error
     _print(planned)
     if json_file is not None:
-        _write(json_file, json.dumps(as_record(planned), indent=1) + "\n")
+        make_folder_of(json_file, option="--json")
+        json_file.write_text(json.dumps(as_record(planned), indent=1) + "\n", encoding="utf-8")
         print(f"Numbers: {json_file}")
     if picture is not None:
         from ldadam.planner.picture import draw
 
-        _make_folder(picture)
+        make_folder_of(picture, option="--picture")
         draw(planned).savefig(picture, dpi=150)
         print(f"Picture: {picture}")
     return planned
@@ -94,17 +96,3 @@ def traffic_table_of(planned: Plan) -> Table:
     for each in planned.traffic:
         table.add_row(each.what, each.kind.replace("_", "-"), size(each.num_bytes, GIB), str(each.count))
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    _make_folder(path)
-    path.write_text(text, encoding="utf-8")
-
-
-def _make_folder(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ldadam.bench.models import PAPERS_VOCAB_SIZE
+from ldadam.bench.models import PAPERS_VOCAB_SIZE, listed_sizes
 from ldadam.param_groups import lowrank_param_groups
 from ldadam.training.presets import PRESETS
 
@@ -74,8 +73,6 @@ LLAMAS = {
     "405b": LlamaShape(16384, 53248, 126, 128, 8, 128_256),
 }
 
-_SIZES = re.compile(r"(\d+)x(\d+)(?::(\d+))?")
-
 
 @dataclass(frozen=True)
 class PlannedModel:
@@ -114,15 +111,18 @@ def find_model(
         return _from_shapes("shapes", model, dtype=dtype)
     if model in LLAMAS:
         return _from_shapes(model, LLAMAS[model].weights(), dtype=dtype, llama=LLAMAS[model])
-    if all(_SIZES.fullmatch(part.strip()) for part in model.split(",")):
-        return _from_shapes(model, _listed_shapes(model), dtype=dtype)
+    if (listed := _listed_shapes(model)) is not None:
+        return _from_shapes(model, listed, dtype=dtype)
     return _from_module(model, _module_on_meta(model), rank=rank, dtype=dtype)
 
 
-def _listed_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    sizes = [tuple(int(number or 1) for number in found) for found in _SIZES.findall(text)]
-    if any(0 in size for size in sizes):
-        raise ValueError(f"the model has a side or count of zero: {text}")
+def _listed_shapes(text: str) -> dict[str, tuple[int, ...]] | None:
+    try:
+        sizes = listed_sizes(text)
+    except ValueError as error:
+        raise ValueError(f"the model {error}") from error
+    if sizes is None:
+        return None
     repeated = [(rows, columns) for rows, columns, count in sizes for _ in range(count)]
     return {f"matrices.{index}.weight": shape for index, shape in enumerate(repeated)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,14 +26,14 @@ def share_of_rank(blocks: Dataset[Tensor], *, batch_size: int, rank: int, size: 
     return share(blocks, batch_size=batch_size, rank=rank, size=size)  # pyright: ignore[reportArgumentType]
 
 
+@dataclass(eq=False)
 class Share(Dataset[Tensor]):
     """A share of blocks that are reached by their index."""
 
-    def __init__(self, blocks: Dataset[Tensor], *, batch_size: int, rank: int, size: int) -> None:
-        self.blocks = blocks
-        self.batch_size = batch_size
-        self.rank = rank
-        self.size = size
+    blocks: Dataset[Tensor]
+    batch_size: int
+    rank: int
+    size: int
 
     def __len__(self) -> int:
         return len(self.blocks) // self.size  # pyright: ignore[reportArgumentType]
@@ -43,14 +44,14 @@ class Share(Dataset[Tensor]):
         return self.blocks[batch * self.batch_size + self.rank * length + position]
 
 
+@dataclass(eq=False)
 class StreamedShare(IterableDataset[Tensor]):
     """A share of a stream of blocks, all of which every rank reads."""
 
-    def __init__(self, blocks: IterableDataset[Tensor], *, batch_size: int, rank: int, size: int) -> None:
-        self.blocks = blocks
-        self.batch_size = batch_size
-        self.rank = rank
-        self.size = size
+    blocks: IterableDataset[Tensor]
+    batch_size: int
+    rank: int
+    size: int
 
     def __iter__(self) -> Iterator[Tensor]:
         length = self.batch_size // self.size
