@@ -1,10 +1,23 @@
 """Every backend equals the page: from one state, one step; then many. And what a fast step must not do."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from builders import assert_same_state, copies, distance, grads_of, mixed_params, parameter, quiet, run, take_step
+from builders import (
+    assert_same_state,
+    copies,
+    distance,
+    grads_of,
+    mixed_params,
+    normal,
+    parameter,
+    quiet,
+    run,
+    take_step,
+)
 from ldadam import LDAdamW, describe, error_buffer, subspace
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import NAMES, Hyperparameters
@@ -172,6 +185,24 @@ def test_a_step_that_triton_refuses_changes_no_bit_of_a_buffer_in_codes(error_dt
         assert fast.state[param]["num_skipped"] == 1
         for key in state.keys() - {"num_skipped"}:
             torch.testing.assert_close(fast.state[param][key], state[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["batched", "triton"])
+def test_a_block_of_a_dense_parameter_is_rounded_by_the_chance_of_the_whole(backend):
+    """As where ranks share it: the noise of an entry is that of its place in the whole."""
+    dtype = torch.bfloat16 if HAS_CUDA else torch.float16
+    hyper = Hyperparameters(stochastic_rounding=True, rank=None)
+    whole, grad = (normal(40, 64).to(DEVICE, dtype) for _ in range(2))
+    moved = {}
+    for name, first, last in (("whole", 0, 40), ("block", 24, 40)):
+        param = whole[first:last].clone()
+        update = ParamUpdate(
+            param, grad[first:last], create_state(param, None, hyper), 1.0, hyper, first_entry=first * 64, number=3
+        )
+        module = import_module(f"ldadam.backends.{'eager' if name == 'whole' else backend}")
+        module.dense_step_([update])
+        moved[name] = param
+    assert torch.equal(moved["block"], moved["whole"][24:])
 
 
 @pytest.mark.parametrize("options", ["weight decay", "skip_nonfinite", "kept subspace"])

@@ -123,7 +123,7 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
     numbers = [update.number for update in same]
     keys = scalars.accepts
     if first.rounds_by_chance:
-        first_entries = [0] * len(same)
+        first_entries = [update.first_entry for update in same]
         keys = noise_keys(numbers, first_entries, common_step(same), first.param.device)
     kernels.dense_kernel[(triton.cdiv(first.param.numel(), block), len(same))](
         *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, keys, scalars.scale,
