@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLOW_TESTS := tests
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test test-slow bench bench-gpu lint types check clean
+.PHONY: demo test test-slow bench bench-peers bench-gpu lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -19,6 +21,11 @@ test-slow: $(READY)  ## the slow tests
 bench: $(READY)  ## time a step on the CPU, on the matrices of a 60M model; wants a machine with nothing else to do
 	$(BIN)/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
 		--optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach --json benchmarks/results/step_cpu_60m.json
+
+bench-peers: $(PEERS_READY)  ## the same beside other optimizers, installed in an environment of their own
+	$(PEERS)/bin/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
+		--optimizers ldadamw,adamw,adafactor,muon,adamw8bit,adamw4bit,galore,apollo,fira \
+		--json benchmarks/results/step_cpu_peers.json
 
 bench-gpu:  ## time a step on one GPU; takes the Python that has torch for it
 	PYTHONPATH=src $(PYTHON) -m ldadam bench step --model 350m,1b,7b --rank 16,64,128,256,512 --device cuda \
@@ -39,5 +46,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(PEERS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs .pytest_cache .ruff_cache
