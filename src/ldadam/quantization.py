@@ -58,7 +58,7 @@ def encode(values: Tensor, kind: str, *, noise: Tensor | None = None) -> Quantiz
     stored = [tensor.view(-1, tensor.shape[-1]) for tensor in quantized]
     values, noise = (None if each is None else each.reshape(-1, cols) for each in (values, noise))
     assert values is not None
-    for rows in pieces(len(values), entries=cols):
+    for rows in pieces(values):
         new = _encode(values[rows], kind, noise=0.5 if noise is None else noise[rows])
         for old, part in zip(stored, new, strict=True):
             old[rows] = part
@@ -81,7 +81,7 @@ def decode(quantized: Quantized, *, cols: int, dtype: torch.dtype = torch.float3
     """The rows (..., cols) that codes and scales stand for, in `dtype`."""
     codes, scales = (tensor.reshape(-1, tensor.shape[-1]) for tensor in quantized)
     values = codes.new_empty(len(codes), cols, dtype=dtype)
-    for rows in pieces(len(codes), entries=cols):
+    for rows in pieces(values):
         part = _unpack(codes[rows])[..., :cols] if kind_of(codes) == "int4" else codes[rows]
         torch.mul(part, scales[rows].to(dtype).repeat_interleave(BLOCK, dim=-1)[..., :cols], out=values[rows])
     return values.view(*quantized.codes.shape[:-1], cols)

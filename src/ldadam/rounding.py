@@ -69,7 +69,7 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, *, key: int | Tensor) -
     """
     flat = values.reshape(-1)
     rounded = torch.empty_like(flat, dtype=dtype)
-    for part in pieces(len(flat)):
+    for part in pieces(flat):
         rounded[part] = _round(flat[part], dtype, key=key + part.start)
     return rounded.view(values.shape)
 

@@ -172,7 +172,7 @@ def _descend_(
     param, dtype = matrix.own_rows(matrix.param), factor.dtype if key is None else torch.float32
     left, right = (factor.mT, basis.mT) if matrix.transposed else (basis, factor)
     left, right, cols = left.to(dtype), right.to(dtype), param.shape[1]
-    for rows in pieces(len(param), entries=cols):
+    for rows in pieces(param):
         weight = param[rows].to(dtype)
         if isinstance(decay, Tensor) or decay:
             weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
