@@ -18,7 +18,7 @@ from builders import (
     run,
     take_step,
 )
-from ldadam import LDAdamW, describe, error_buffer, subspace
+from ldadam import LDAdamW, describe, error_buffer, pieces, subspace
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import NAMES, Hyperparameters
 from ldadam.layout import matrix_dims, matrix_layout
@@ -139,6 +139,18 @@ def test_one_step_from_the_same_state_equals_the_page(backend, dtype, options):
     steps = grads_of(params_of(dtype), 4)
     start_from_the_state_of_the_page(fast, page, steps[:3])
     step_both(fast, page, steps[3:])
+    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
+
+
+@pytest.mark.parametrize("options", ["weight decay", "int4 buffer, maximize", "stochastic rounding, int8 buffer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batched_step_of_matrices_in_many_pieces_equals_the_page(dtype, options, monkeypatch):
+    fast, page = pair("batched", dtype, OPTIONS[options])
+    steps = grads_of(params_of(dtype), 2)
+    start_from_the_state_of_the_page(fast, page, steps[:1])
+    take_step(page, _all_params(page), [grad.to(DEVICE) for grad in steps[1]])
+    monkeypatch.setattr(pieces, "PIECE", 200)
+    take_step(fast, _all_params(fast), [grad.to(DEVICE) for grad in steps[1]])
     assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
 
 

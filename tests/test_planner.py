@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from builders import live_bytes, mixed_params, parameter, quiet
-from ldadam import LDAdamWarning, lowrank_param_groups, plan
+from ldadam import LDAdamWarning, lowrank_param_groups, pieces, plan
 from ldadam.distributed.plan import Collective, reductions, shard_layout, shard_shape
 from ldadam.error_buffer import ERROR_DTYPES
 from ldadam.hyperparameters import resolve
@@ -154,6 +154,22 @@ def test_planned_peak_of_many_equal_matrices_is_the_measured_one():
     optimizer.param_groups[0]["lr"] = 1e-3
     filled(params)
     assert measured_peak(optimizer) == pytest.approx(expected, rel=TOLERANCES["planned peak"])
+
+
+@pytest.mark.parametrize("stochastic_rounding", [True, False])
+@pytest.mark.parametrize("error_dtype", ["bfloat16", "int8", "int4"])
+def test_planned_peak_of_matrices_of_many_pieces_is_the_measured_one(error_dtype, stochastic_rounding, monkeypatch):
+    """And it has one copy of the matrix at most: that of A, where E is in codes or its dtype is not the product's."""
+    monkeypatch.setattr(pieces, "PIECE", 10_000)
+    params = filled([parameter(900, 500, dtype=torch.bfloat16)], dtype=torch.bfloat16)
+    options = {"error_dtype": error_dtype, "stochastic_rounding": stochastic_rounding}
+    optimizer = quiet(params, rank=4, backend="batched", **options)
+    expected = step_peak(optimizer.param_groups, device=CPU)
+    primed_state_bytes(optimizer)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    filled(params, dtype=torch.bfloat16)
+    assert measured_peak(optimizer) == pytest.approx(expected, rel=TOLERANCES["planned peak"])
+    assert expected < 1.5 * 4 * params[0].numel()
 
 
 def test_a_parameter_alone_has_the_peak_of_a_step_in_backward():

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from builders import normal
+from ldadam import pieces
+from ldadam.live_bytes import LiveBytes
 from ldadam.quantization import BLOCK, LARGEST_CODE, Quantized, decode, encode, storage
 from tolerances import TOLERANCES
 
@@ -142,3 +144,26 @@ def test_shapes_and_dtypes_are_those_planned(kind, codes, dtype):
 
 def test_the_first_code_of_a_byte_is_the_low_one():
     assert encode(torch.tensor([[7.0, -7.0, 1.0]]), "int4").codes.tolist() == [[0x97, 0x01]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_encoded_and_decoded_as_the_whole_is(kind, monkeypatch):
+    for values in (normal(7, 130), normal(130, 7).mT, normal(2, 3, 65), normal(65), normal(0, 9)):
+        noise = torch.rand(values.shape, generator=torch.Generator().manual_seed(0))
+        whole = [(encode(values, kind, noise=each), round_trip(values, kind, noise=each)) for each in (None, noise)]
+        with monkeypatch.context() as patch:
+            patch.setattr(pieces, "PIECE", 150)
+            again = [(encode(values, kind, noise=each), round_trip(values, kind, noise=each)) for each in (None, noise)]
+        torch.testing.assert_close(again, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_matrix_is_encoded_and_decoded_with_little_beside_the_result(kind, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 1280)
+    values = normal(200, 128)
+    with LiveBytes() as live:
+        quantized = encode(values, kind)
+    assert live.peak <= sum(tensor.nbytes for tensor in quantized) + 24 * pieces.PIECE
+    with LiveBytes() as live:
+        decode(quantized, cols=values.shape[1])
+    assert live.peak <= values.nbytes + 24 * pieces.PIECE

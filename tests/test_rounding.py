@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from builders import assert_same_params, copies, grads_of, mixed_params, normal, parameter, quiet, run
-from ldadam import LDAdamW
+from ldadam import LDAdamW, pieces
+from ldadam.live_bytes import LiveBytes
 from ldadam.rounding import mix, noise_bits, noise_key, stochastic_round
 
 HALF = [torch.bfloat16, torch.float16]
@@ -12,7 +13,7 @@ MANY = torch.Size((500, 400))
 
 
 def noise(number: int = 0, step: float = 1.0) -> torch.Tensor:
-    return noise_bits(noise_key(number, step), MANY, torch.device("cpu")).flatten()
+    return noise_bits(noise_key(number, step), MANY.numel(), torch.device("cpu"))
 
 
 def standard_error(deviation: float) -> float:
@@ -91,6 +92,25 @@ def test_rounding_does_not_depend_on_memory_order():
     assert torch.equal(
         stochastic_round(columns_first, torch.float16, key=key), stochastic_round(values, torch.float16, key=key)
     )
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("key", [noise_key(1, 2.0), 2**32 - 100, torch.tensor(2**32 - 100)], ids=str)
+def test_pieces_are_rounded_as_the_whole_is(dtype, key, monkeypatch):
+    for values in (normal(50, 61), normal(50, 61).mT, normal(3, 20, 7), normal(7)[0]):
+        whole = stochastic_round(values, dtype, key=key)
+        with monkeypatch.context() as patch:
+            patch.setattr(pieces, "PIECE", 37)
+            assert torch.equal(stochastic_round(values, dtype, key=key), whole)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_rounding_a_large_matrix_takes_little_beside_the_result(dtype, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    values = normal(20 * pieces.PIECE)
+    with LiveBytes() as live:
+        rounded = stochastic_round(values, dtype, key=1)
+    assert live.peak <= rounded.nbytes + 24 * pieces.PIECE
 
 
 @pytest.mark.parametrize(("rank", "lr"), [(None, 1e-4), (4, 8e-4)])

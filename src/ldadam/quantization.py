@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldadam.pieces import pieces
+
 # Entries of a row that share a scale: 0.25 bits an entry. Rows may end in a shorter block.
 BLOCK = 64
 
@@ -52,27 +54,44 @@ def encode(values: Tensor, kind: str, *, noise: Tensor | None = None) -> Quantiz
         tensor([[ 7., -3.,  1.]])
     """
     cols = values.shape[-1]
+    quantized = storage(tuple(values.shape[:-1]), cols, kind, device=values.device)
+    stored = [tensor.view(-1, tensor.shape[-1]) for tensor in quantized]
+    values, noise = (None if each is None else each.reshape(-1, cols) for each in (values, noise))
+    assert values is not None
+    for rows in pieces(values):
+        new = _encode(values[rows], kind, noise=0.5 if noise is None else noise[rows])
+        for old, part in zip(stored, new, strict=True):
+            old[rows] = part
+    return quantized
+
+
+def _encode(values: Tensor, kind: str, *, noise: Tensor | float) -> Quantized:
+    """`encode` without bound on what it allocates."""
+    cols = values.shape[-1]
     blocks = torch.nn.functional.pad(values, (0, -cols % BLOCK)).unflatten(-1, (-1, BLOCK))
     scales = (blocks.abs().amax(-1) / LARGEST_CODE[kind]).to(SCALE_DTYPE)
     scales = torch.where(scales < torch.finfo(SCALE_DTYPE).tiny, 0, scales)
     divisors = torch.where(scales == 0, 1, scales).to(values.dtype)
     levels = (blocks / divisors[..., None]).flatten(-2)[..., :cols]
-    codes = (levels + (0.5 if noise is None else noise)).floor().clamp(-LARGEST_CODE[kind], LARGEST_CODE[kind])
-    codes = codes.to(torch.int8)
+    codes = (levels + noise).floor_().clamp_(-LARGEST_CODE[kind], LARGEST_CODE[kind]).to(torch.int8)
     return Quantized(_pack(codes) if kind == "int4" else codes, scales)
 
 
 def decode(quantized: Quantized, *, cols: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The rows (..., cols) that codes and scales stand for, in `dtype`."""
-    codes, scales = quantized
-    if kind_of(codes) == "int4":
-        codes = _unpack(codes)[..., :cols]
-    return codes.to(dtype) * scales.to(dtype).repeat_interleave(BLOCK, dim=-1)[..., :cols]
+    codes, scales = (tensor.reshape(-1, tensor.shape[-1]) for tensor in quantized)
+    values = codes.new_empty(len(codes), cols, dtype=dtype)
+    for rows in pieces(values):
+        part = _unpack(codes[rows])[..., :cols] if kind_of(codes) == "int4" else codes[rows]
+        torch.mul(part, scales[rows].to(dtype).repeat_interleave(BLOCK, dim=-1)[..., :cols], out=values[rows])
+    return values.view(*quantized.codes.shape[:-1], cols)
 
 
-def storage(rows: tuple[int, ...], cols: int, kind: str) -> Quantized:
-    """Codes and scales of rows of zeros, on the meta device: their shapes and dtypes, without memory."""
-    return encode(torch.empty(*rows, cols, device="meta"), kind)
+def storage(rows: tuple[int, ...], cols: int, kind: str, *, device: torch.device | str = "meta") -> Quantized:
+    """Codes and scales of rows, not yet written; on the meta device, their shapes and dtypes without memory."""
+    width, dtype = (-(-cols // 2), torch.uint8) if kind == "int4" else (cols, torch.int8)
+    codes = torch.empty(*rows, width, dtype=dtype, device=device)
+    return Quantized(codes, torch.empty(*rows, -(-cols // BLOCK), dtype=SCALE_DTYPE, device=device))
 
 
 def kind_of(codes: Tensor) -> str:

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ldadam.pieces import pieces
+
 SEED = 0x1DADA11
 
 # Of `mix`. Both are below 2^31, so that products stay below 2^63. Source: a search for low bias,
@@ -55,10 +57,9 @@ def noise_key(number: int | Tensor, step: float | Tensor) -> int | Tensor:
     return mix((start + count) & _MASK)  # pyright: ignore[reportArgumentType]
 
 
-def noise_bits(key: int | Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """Uniform 16-bit numbers, int64, for the entries of a parameter in the order of its indices, modulo 2^32."""
-    indices = torch.arange(shape.numel(), device=device).reshape(shape)
-    return mix((indices + key) & _MASK) >> (32 - _BITS_OF_NOISE)
+def noise_bits(key: int | Tensor, count: int, device: torch.device) -> Tensor:
+    """Uniform 16-bit numbers, int64 (count,), for the entries of a parameter in the order of their indices."""
+    return mix((torch.arange(count, device=device) + key) & _MASK) >> (32 - _BITS_OF_NOISE)
 
 
 def stochastic_round(values: Tensor, dtype: torch.dtype, *, key: int | Tensor) -> Tensor:
@@ -66,12 +67,20 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, *, key: int | Tensor) -
 
     The chance is exact to 2^-16 in bfloat16 and to 2^-13 in float16. NaNs and infinities stay.
     """
-    noise = noise_bits(key, values.shape, values.device).to(torch.int32)
-    bits = values.view(torch.int32)
+    flat = values.reshape(-1)
+    rounded = torch.empty_like(flat, dtype=dtype)
+    for part in pieces(flat):
+        rounded[part] = _round(flat[part], dtype, key=key + part.start)
+    return rounded.view(values.shape)
+
+
+def _round(values: Tensor, dtype: torch.dtype, *, key: int | Tensor) -> Tensor:
+    """Values of `dtype` in float32, from float32 values (count,): each plus noise, cut off."""
+    bits, noise = values.view(torch.int32), noise_bits(key, len(values), values.device).to(torch.int32)
     if dtype == torch.bfloat16:
         rounded = ((bits + noise) & -(1 << 16)).view(torch.float32)
     else:
         rounded = ((bits + (noise >> 3)) & -(1 << 13)).view(torch.float32)
         subnormal = (values * FLOAT16_SUBNORMALS + noise / (1 << _BITS_OF_NOISE)).floor() / FLOAT16_SUBNORMALS
         rounded = torch.where(values.abs() < FLOAT16_NORMAL, subnormal, rounded)
-    return torch.where(values == values, rounded, values).to(dtype)
+    return torch.where(values == values, rounded, values)

@@ -12,6 +12,7 @@ from ldadam.backends.matrices import Chunk, Matrix, chunks
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
+from ldadam.pieces import pieces
 from ldadam.rounding import stochastic_round
 from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
 
@@ -148,27 +149,38 @@ class TorchProducts:
         descents, decay = descent.to(corrected.dtype).unbind(), chunk.hyper.lr * chunk.hyper.weight_decay
         for index, matrix in enumerate(chunk.matrices):
             if matrix.has_error:
-                error = corrected[index]
-                for basis, factor in zip(each_basis, each_lost, strict=True):
-                    error.addmm_(basis[index], factor[index], alpha=-1)
-                corrected.keep_(index, error)
+                pairs = zip(each_basis, each_lost, strict=True)
+                self._lose_(index, [(basis[index], factor[index]) for basis, factor in pairs])
             key = chunk.noise_key(index) if chunk.kind.rounds_by_chance else None
             _descend_(matrix, each_basis[0][index], descents[index], decay=decay, key=key)
+
+    def _lose_(self, index: int, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """E = A less the product of each pair of factors, stored; no copy of A is left."""
+        error = self.corrected[index]
+        for basis, factor in parts:
+            error.addmm_(basis, factor, alpha=-1)
+        self.corrected.keep_(index, error)
 
 
 def _descend_(
     matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor, key: int | Tensor | None
 ) -> None:
-    """W = (1 - lr wd) W - U descent, in place; rounded by chance with the noise of `key`, where there is one."""
-    dtype = factor.dtype if key is None else torch.float32
-    weight = matrix.param.to(dtype)
-    if isinstance(decay, Tensor) or decay:
-        weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
-    weight.addmm_(basis.to(dtype), factor.to(dtype), alpha=-1)
-    if key is not None:
-        weight = matrix.own_rows(stochastic_round(matrix.own_rows(weight), matrix.param.dtype, key=key))
-    if weight.dtype != matrix.param.dtype or key is not None:
-        matrix.param.copy_(weight)
+    """W = (1 - lr wd) W - U descent, in place; rounded by chance with the noise of `key`, where there is one.
+
+    By rows of the parameter, so that a copy in the dtype of the product is never one of the whole.
+    """
+    param, dtype = matrix.own_rows(matrix.param), factor.dtype if key is None else torch.float32
+    left, right = (factor.mT, basis.mT) if matrix.transposed else (basis, factor)
+    left, right, cols = left.to(dtype), right.to(dtype), param.shape[1]
+    for rows in pieces(param):
+        weight = param[rows].to(dtype)
+        if isinstance(decay, Tensor) or decay:
+            weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
+        weight.addmm_(left[rows], right, alpha=-1)
+        if key is not None:
+            weight = stochastic_round(weight, param.dtype, key=key + rows.start * cols)
+        if weight.dtype != param.dtype or key is not None:
+            param[rows].copy_(weight)
 
 
 def _advance_in_place_(
