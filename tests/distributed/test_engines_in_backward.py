@@ -1,4 +1,4 @@
-"""`step_in_backward` under FSDP2 and HSDP, whose hooks see the reduced shard of a gradient."""
+"""`step_in_backward` under FSDP2 and HSDP, whose hooks see the reduced shard of a gradient, and where it is compressed."""
 
 import functools
 
@@ -25,7 +25,7 @@ def assert_same_weights(actual: list, expected: list) -> None:
             assert distance(weights[name], value) <= TOLERANCES["float64 trajectory"], f"{name} after step {step + 1}"
 
 
-@pytest.mark.parametrize("engine", ["fsdp, 2", "hsdp, 2 x 2"])
+@pytest.mark.parametrize("engine", ["fsdp, 2", "hsdp, 2 x 2", "compressed, 2", "compressed fsdp, 2 x 2"])
 @pytest.mark.parametrize(
     ("num_micro", "sync_each", "accumulation_steps"),
     [(1, True, 1), (2, False, 1), (2, True, 2)],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distributed.engines import ENGINES, build, loss_of, optimizer_of, spread, tokens_of, train
+from distributed.engines import ENGINES, assemble, build, loss_of, optimizer_of, tokens_of, train
 from distributed.processes import in_processes
 from ldadam.distributed.plan import reductions
 from ldadam.hyperparameters import resolve
@@ -30,8 +30,7 @@ class Recorder(TorchDispatchMode):
 
 def sent_by_step(engine: str, step: int, options: dict) -> list[tuple[str, int]]:
     """What this rank sends in `optimizer.step()` after `step` others."""
-    model, samples = spread(build("llama", torch.float32), ENGINES[engine])
-    optimizer = optimizer_of(model, kind="llama", **options)
+    model, optimizer, samples = assemble(engine, "llama", torch.float32, **options)
     train(model, optimizer, range(step), samples=samples)
     loss_of(model, tokens_of(step, 0, model.config.vocab_size)[samples]).backward()
     with Recorder() as recorder:
