@@ -139,7 +139,7 @@ def assemble(name: str | None, kind: str, dtype: torch.dtype, **options: Any) ->
     model, samples = spread(build(kind, dtype), engine)
     optimizer = optimizer_of(model, kind=kind, **options)
     if "compressed" in engine.axes:
-        compress_gradients(model, optimizer, group=mesh_of(engine)["compressed"].get_group(), check_every=1)
+        compress_gradients(model, optimizer, group=mesh_of(engine)["compressed"].get_group())
         model = model if isinstance(model, FSDPModule) else DistributedDataParallel(model)
     return model, optimizer, samples
 
