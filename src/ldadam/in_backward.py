@@ -34,7 +34,8 @@ def step_in_backward(
       bfloat16, which needs no scaler.
     - Data parallelism, where gradients are averaged after the hook has seen them (`DistributedDataParallel`). Refused
       at the first gradient that some processes do not share. FSDP2 and HSDP reduce gradients first, and are exact;
-      reduction points are then one parameter's, not one step's.
+      reduction points are then one parameter's, not one step's. So they are under `compress_gradients`, where DDP
+      averages dense parameters, which `optimizer.step()` moves.
     - Using a graph twice (`retain_graph=True`), which torch refuses once weights have moved, and reentrant activation
       checkpointing of a parameter that several segments share, which `step()` refuses.
 
@@ -50,7 +51,8 @@ def step_in_backward(
     Raises:
         TypeError: not an `LDAdamW`, such as a wrapper around one.
         ValueError: an argument is out of range, or the optimizer already steps in backward.
-        NotImplementedError: in backward, where other processes may have another gradient.
+        NotImplementedError: in backward, where other processes may have another gradient, or with `clip_norm` under
+            `compress_gradients`.
         RuntimeError: in `step()`, where a parameter got two steps or a GradScaler is at work; in `state_dict()`,
             between the micro-batches of one step, since part of the gradient would be lost.
 
@@ -153,7 +155,11 @@ class StepInBackward:
     @torch.no_grad()
     def _on_gradient(self, progress: _Progress, param: Tensor) -> None:
         """Backward has added to `param.grad`: sum it up, or take the step."""
-        refuse_local_gradients(param)
+        replicas = self._optimizer.replicas
+        if replicas and param not in replicas:
+            return  # DistributedDataParallel averages it after this hook, so that `optimizer.step()` moves it
+        refuse_local_gradients(param, replicas=replicas.get(param, ()))
+        self._refuse_local_norm(param, progress)
         progress.num_summed += 1
         if progress.num_summed < self._accumulation_steps:
             progress.in_buffer = self._optimizer.accumulate_(progress.index, progress.position)
@@ -169,6 +175,14 @@ class StepInBackward:
         param.grad = None
         progress.forget_sum()
         progress.num_steps += 1
+
+    def _refuse_local_norm(self, param: Tensor, progress: _Progress) -> None:
+        if self._clip_norm is not None and param in self._optimizer.replicas:
+            raise NotImplementedError(
+                f"clip_norm={self._clip_norm} needs the gradient of {self._name(progress)} averaged over ranks, which "
+                "compress_gradients never forms: leave it out, or step after backward and call "
+                "ldadam.distributed.clip_grad_norm_ before"
+            )
 
     def _refuse_grad_scaler(self, optimizer: Any, *_: Any) -> None:
         if hasattr(optimizer, "grad_scale"):

@@ -1,10 +1,12 @@
 """`LDAdamW`: param groups, lazy state, `step`, and state dicts that come back as they were saved."""
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -73,6 +75,9 @@ class LDAdamW(Optimizer):
 
     Source: arXiv 2410.16103, Algorithm 1; `ldadam.algorithm` has it as code.
     """
+
+    # Groups of ranks whose gradients of a parameter differ when `step` is called; `compress_gradients` adds to it.
+    replicas: Mapping[Tensor, tuple[ProcessGroup, ...]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -144,10 +149,17 @@ class LDAdamW(Optimizer):
         shared = []
         for index, wanted in positions.items():
             hyper = resolve(self.param_groups[index], index)
-            updates = [distributed.localize(update) for update in self._updates(index, wanted, hyper)]
+            whole = self._updates(index, wanted, hyper)
+            distributed.average_gradients_((one.param for one in whole if one.layout is None), self.replicas)
+            updates = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in whole]
             backends.step_([update for update in updates if update.shards is None], backend=hyper.backend)
             shared += [update for update in updates if update.shards is not None]
         distributed.step_(shared)
+
+    def layouts(self) -> dict[Tensor, MatrixLayout | None]:
+        """How each parameter is projected; None for dense AdamW."""
+        groups = [(group["params"], resolve(group, index)) for index, group in enumerate(self.param_groups)]
+        return {param: layout_of(param, hyper) for params, hyper in groups for param in params}
 
     def accumulate_(self, index: int, position: int) -> bool:
         """Add the gradient of one parameter to its error buffer, from where its next step takes it.
@@ -169,7 +181,11 @@ class LDAdamW(Optimizer):
 
     def _updates(self, index: int, positions: Iterable[int], hyper: Hyperparameters) -> list[ParamUpdate]:
         """What there is to do for each of these parameters that has a gradient; its step is counted here."""
-        found = [one for one in self._with_gradient(index, positions, hyper) if not _is_priming(*one[1:], hyper=hyper)]
+        found = [
+            one
+            for one in self._with_gradient(index, positions, hyper)
+            if not _is_priming(*one[1:], hyper=hyper, replicas=self.replicas.get(self._param(index, one[0]), ()))
+        ]
         steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
         first = sum(len(group["params"]) for group in self.param_groups[:index])
         return [
@@ -290,7 +306,14 @@ def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
     return key != "step" or hyper.device_step
 
 
-def _is_priming(grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: Hyperparameters) -> bool:
+def _is_priming(
+    grad: Tensor,
+    state: dict[str, Tensor],
+    is_new: bool,
+    *,
+    hyper: Hyperparameters,
+    replicas: tuple[ProcessGroup, ...],
+) -> bool:
     """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
 
     An error buffer that is not empty before the first step holds gradients: those of micro-batches.
@@ -304,7 +327,8 @@ def _is_priming(grad: Tensor, state: dict[str, Tensor], is_new: bool, *, hyper: 
     is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
     if not is_first or float(lr) != 0:
         return False
-    return distributed.is_zero(grad) and ("error_buffer" not in state or distributed.is_zero(state["error_buffer"]))
+    summed = [grad, *(state[key] for key in ("error_buffer",) if key in state)]
+    return all(distributed.is_zero(one, replicas=replicas) for one in summed)
 
 
 def _is_one(step: float | Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from distributed.engines import ENGINES, build, optimizer_of, spread, train, weights_of
+from distributed.engines import assemble, train, weights_of
 from ldadam import LDAdamW
 
 Save = Callable[[nn.Module, LDAdamW, Path], None]
@@ -97,10 +97,7 @@ def leg(
 ) -> list[dict[str, Tensor]]:
     """Steps `first` to `last`, from the checkpoint of `first` to that of `last`; the weights after each."""
     save, load = WAYS[way]
-    model, samples = build("net", torch.float64), slice(None)
-    if engine is not None:
-        model, samples = spread(model, ENGINES[engine])
-    optimizer = optimizer_of(model, kind="net", **options)
+    model, optimizer, samples = assemble(engine, "net", torch.float64, **options)
     if first:
         with torch.no_grad():
             for param in model.parameters():

@@ -1,6 +1,7 @@
 """Small models, PyTorch's engines around them, and the loop that trains them; alone too, for comparison."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from builders import quiet
 from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
+from ldadam.distributed import compress_gradients
 
 BATCH, LENGTH = 8, 6
 
@@ -91,6 +93,9 @@ ENGINES = {
     "fsdp in bfloat16, 2": Engine({"shard": 2}, BF16),
     "hsdp, 2 x 2": Engine({"replicate": 2, "shard": 2}),
     "ddp, 2": Engine({"ddp": 2}),
+    "compressed, 2": Engine({"compressed": 2}),
+    "compressed, 4": Engine({"compressed": 4}),
+    "compressed fsdp, 2 x 2": Engine({"compressed": 2, "shard": 2}),
     "replicated, 2": Engine({"replicate": 2, "shard": 1}),
     "tp, 2": Engine({"tensor": 2}),
     "fsdp and tp, 2 x 2": Engine({"shard": 2, "tensor": 2}),
@@ -104,8 +109,7 @@ def build(kind: str, dtype: torch.dtype) -> nn.Module:
 
 def spread(model: nn.Module, engine: Engine) -> tuple[nn.Module, slice]:
     """The model on the mesh of an engine, in place, and which samples of a batch this process takes."""
-    names = tuple(engine.axes)
-    mesh = init_device_mesh("cpu", tuple(engine.axes.values()), mesh_dim_names=names)
+    names, mesh = tuple(engine.axes), mesh_of(engine)
     if "tensor" in names:
         plan = Net.parallel_plan if isinstance(model, Net) else _llama_plan(model)
         parallelize_module(model, mesh["tensor"], plan)
@@ -116,9 +120,28 @@ def spread(model: nn.Module, engine: Engine) -> tuple[nn.Module, slice]:
         return DistributedDataParallel(model), _samples(mesh, data)
     blocks = model.children() if isinstance(model, Net) else model.model.layers
     options = {"mp_policy": engine.policy} if engine.policy else {}
-    for block in [*blocks, model]:
-        fully_shard(block, mesh=mesh[data], **options)
+    sharded = tuple(name for name in data if name != "compressed")
+    for block in [*blocks, model] if sharded else []:
+        fully_shard(block, mesh=mesh[sharded], **options)
     return model, _samples(mesh, data)
+
+
+def mesh_of(engine: Engine) -> DeviceMesh:
+    return init_device_mesh("cpu", tuple(engine.axes.values()), mesh_dim_names=tuple(engine.axes))
+
+
+def assemble(name: str | None, kind: str, dtype: torch.dtype, **options: Any) -> tuple[nn.Module, LDAdamW, slice]:
+    """The model of an engine, or alone, its optimizer, and which samples of a batch this process takes."""
+    if name is None:
+        model = build(kind, dtype)
+        return model, optimizer_of(model, kind=kind, **options), slice(None)
+    engine = ENGINES[name]
+    model, samples = spread(build(kind, dtype), engine)
+    optimizer = optimizer_of(model, kind=kind, **options)
+    if "compressed" in engine.axes:
+        compress_gradients(model, optimizer, group=mesh_of(engine)["compressed"].get_group())
+        model = model if isinstance(model, FSDPModule) else DistributedDataParallel(model)
+    return model, optimizer, samples
 
 
 def _samples(mesh: DeviceMesh, data: tuple[str, ...]) -> slice:
@@ -157,14 +180,16 @@ def train(
     before_step: Callable[[], object] = lambda: None,
     after_step: Callable[[], object] = lambda: None,
 ) -> None:
-    """The usual loop; FSDP2 reduces gradients of the last micro-batch alone, or, with `sync_each`, of each."""
+    """The usual loop; engines reduce gradients of the last micro-batch alone, or, with `sync_each`, of each."""
     inner = bare(model)
     vocabulary = inner.vocabulary if isinstance(inner, Net) else inner.config.vocab_size
     for step in steps:
         for micro in range(num_micro):
+            is_synced = sync_each or micro == num_micro - 1
             if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(sync_each or micro == num_micro - 1)
-            (loss_of(model, tokens_of(step, micro, vocabulary)[samples]) / num_micro).backward()
+                model.set_requires_gradient_sync(is_synced)
+            with nullcontext() if is_synced or not isinstance(model, DistributedDataParallel) else model.no_sync():
+                (loss_of(model, tokens_of(step, micro, vocabulary)[samples]) / num_micro).backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         before_step()
@@ -187,19 +212,25 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The whole state of each parameter, by name."""
+    """The whole state of each parameter, by name, as it is saved."""
+    optimizer.state_dict()
     return {
         name: {key: full(value) for key, value in optimizer.state[param].items()}
         for name, param in bare(model).named_parameters()
     }
 
 
-def run(engine: str | None, kind: str, dtype: torch.dtype, num_steps: int, **loop: Any) -> dict[str, Any]:
+def run(
+    engine: str | None,
+    kind: str,
+    dtype: torch.dtype,
+    num_steps: int,
+    *,
+    options: dict[str, Any] | None = None,
+    **loop: Any,
+) -> dict[str, Any]:
     """Weights and gradients of each step and the final state, of an engine in this process group, or alone."""
-    model, samples = build(kind, dtype), slice(None)
-    if engine is not None:
-        model, samples = spread(model, ENGINES[engine])
-    optimizer = optimizer_of(model, kind=kind)
+    model, optimizer, samples = assemble(engine, kind, dtype, **(options or {}))
     seen: dict[str, Any] = {"weights": [], "grads": []}
     train(
         model,
@@ -217,15 +248,14 @@ def run(engine: str | None, kind: str, dtype: torch.dtype, num_steps: int, **loo
 
 def run_in_backward(engine: str | None, num_steps: int, *, num_micro: int, sync_each: bool, **options: Any) -> list:
     """Weights after each step of a run that steps in backward; every gradient is gone when backward ends."""
-    model, samples = build("net", torch.float64), slice(None)
-    if engine is not None:
-        model, samples = spread(model, ENGINES[engine])
-    optimizer = optimizer_of(model, kind="net", error_dtype=options.pop("error_dtype", None))
+    model, optimizer, samples = assemble(engine, "net", torch.float64, error_dtype=options.pop("error_dtype", None))
     weights: list[dict[str, Tensor]] = []
     params = list(model.parameters())
 
     def check_gradients() -> None:
-        assert all(param.grad is None for param in params)
+        """Where DDP averages those of dense parameters, they wait for it."""
+        stepped = [param for param in params if not optimizer.replicas or param in optimizer.replicas]
+        assert stepped and all(param.grad is None for param in stepped)
 
     with step_in_backward(optimizer, **options):
         train(

@@ -5,15 +5,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distributed.engines import ENGINES, build, optimizer_of, spread, state_of, train, weights_of
+from distributed.engines import assemble, state_of, train, weights_of
 from ldadam import LDAdamW
 
 
 def fresh(engine: str | None, **options) -> tuple[nn.Module, LDAdamW, slice]:
-    model, samples = build("net", torch.float64), slice(None)
-    if engine is not None:
-        model, samples = spread(model, ENGINES[engine])
-    return model, optimizer_of(model, kind="net", **options), samples
+    return assemble(engine, "net", torch.float64, **options)
 
 
 def primed(engine: str) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], list[str]]:

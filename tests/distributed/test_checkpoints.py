@@ -16,6 +16,8 @@ from tolerances import TOLERANCES
 STEPS_OF_LEG = 4
 # Each arrow is a save and a load: more processes, fewer, another way to divide, and none.
 RESHARDED = [None, "fsdp, 2", "fsdp, 4", "hsdp, 2 x 2", "ddp, 2", "replicated, 2", None]
+# Buffers that differ between ranks are saved as their mean, and begin as that mean on each.
+WITH_COMPRESSED = ["compressed, 2", None, "fsdp, 2", "compressed, 4", "ddp, 2", "compressed fsdp, 2 x 2", None]
 WITH_TENSOR_PARALLEL = ["fsdp, 2", "fsdp and tp, 2 x 2", "tp, 2", "fsdp, 4", None]
 
 
@@ -37,6 +39,8 @@ def uninterrupted(num_steps: int, options: tuple[tuple[str, Any], ...]) -> list[
         pytest.param(WITH_TENSOR_PARALLEL, "sharded", {}, marks=pytest.mark.slow),
         (WITH_TENSOR_PARALLEL, "flattened", {}),
         pytest.param(WITH_TENSOR_PARALLEL, "full", {}, marks=pytest.mark.slow),
+        (WITH_COMPRESSED, "sharded", {}),
+        (WITH_COMPRESSED, "full", {}),
         (RESHARDED, "sharded", {"error_dtype": "int8"}),
         pytest.param(RESHARDED, "full", {"error_dtype": "int4", "skip_nonfinite": True}, marks=pytest.mark.slow),
     ],

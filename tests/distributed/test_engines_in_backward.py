@@ -1,4 +1,4 @@
-"""`step_in_backward` under FSDP2 and HSDP, whose hooks see the reduced shard of a gradient."""
+"""`step_in_backward` under FSDP2, HSDP and compressed data parallelism: its hooks see shards, or local gradients."""
 
 import functools
 
@@ -25,7 +25,7 @@ def assert_same_weights(actual: list, expected: list) -> None:
             assert distance(weights[name], value) <= TOLERANCES["float64 trajectory"], f"{name} after step {step + 1}"
 
 
-@pytest.mark.parametrize("engine", ["fsdp, 2", "hsdp, 2 x 2"])
+@pytest.mark.parametrize("engine", ["fsdp, 2", "hsdp, 2 x 2", "compressed fsdp, 2 x 2"])
 @pytest.mark.parametrize(
     ("num_micro", "sync_each", "accumulation_steps"),
     [(1, True, 1), (2, False, 1), (2, True, 2)],
@@ -34,6 +34,14 @@ def assert_same_weights(actual: list, expected: list) -> None:
 def test_stepping_in_backward_equals_stepping_after_it(engine, num_micro, sync_each, accumulation_steps):
     expected = engines.run(None, "net", torch.float64, NUM_STEPS, num_micro=num_micro)["weights"]
     for of_rank in run(engine, num_micro=num_micro, sync_each=sync_each, accumulation_steps=accumulation_steps):
+        assert_same_weights(of_rank, expected)
+
+
+@pytest.mark.parametrize("num_micro", [1, 2])
+def test_ranks_with_gradients_of_their_own_step_in_backward(num_micro):
+    """Micro-batches are summed in the buffer of each rank; DDP has averaged dense gradients before `step()`."""
+    expected = engines.run(None, "net", torch.float64, NUM_STEPS, num_micro=num_micro)["weights"]
+    for of_rank in run("compressed, 2", num_micro=num_micro, sync_each=False, accumulation_steps=num_micro):
         assert_same_weights(of_rank, expected)
 
 

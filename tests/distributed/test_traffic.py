@@ -4,14 +4,20 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distributed.engines import ENGINES, build, loss_of, optimizer_of, spread, tokens_of, train
+import ldadam
+from distributed.engines import ENGINES, assemble, bare, build, loss_of, optimizer_of, tokens_of, train
 from distributed.processes import in_processes
+from ldadam import LDAdamW
+from ldadam.distributed import compress_gradients
 from ldadam.distributed.plan import reductions
 from ldadam.hyperparameters import resolve
 from ldadam.layout import MatrixLayout
 from ldadam.optimizer import layout_of
+from ldadam.planner.models import LLAMAS
 
 
 class Recorder(TorchDispatchMode):
@@ -30,10 +36,9 @@ class Recorder(TorchDispatchMode):
 
 def sent_by_step(engine: str, step: int, options: dict) -> list[tuple[str, int]]:
     """What this rank sends in `optimizer.step()` after `step` others."""
-    model, samples = spread(build("llama", torch.float32), ENGINES[engine])
-    optimizer = optimizer_of(model, kind="llama", **options)
+    model, optimizer, samples = assemble(engine, "llama", torch.float32, **options)
     train(model, optimizer, range(step), samples=samples)
-    loss_of(model, tokens_of(step, 0, model.config.vocab_size)[samples]).backward()
+    loss_of(model, tokens_of(step, 0, bare(model).config.vocab_size)[samples]).backward()
     with Recorder() as recorder:
         optimizer.step()
     return recorder.sent
@@ -46,9 +51,9 @@ def layouts() -> list[MatrixLayout]:
     return [layout for layout in found if layout is not None]
 
 
-def planned() -> Counter[str]:
+def planned(sharding: str = "fsdp") -> Counter[str]:
     """Numbers that all these matrices reduce, by what they are."""
-    return sum((Counter(reductions(layout, "fsdp")) for layout in layouts()), Counter())
+    return sum((Counter(reductions(layout, sharding)) for layout in layouts()), Counter())
 
 
 @pytest.mark.parametrize("engine", ["fsdp, 2", "fsdp, 4"])
@@ -72,6 +77,79 @@ def test_hsdp_sends_within_the_groups_that_share_a_matrix():
         in_processes(sent_by_step, ENGINES[name].world_size, name, 2, {})[0] for name in ("fsdp, 2", "hsdp, 2 x 2")
     )
     assert two == four
+
+
+def test_compressed_ranks_send_three_messages():
+    expected = [("allreduce_", numbers) for numbers in planned("compressed").values()]
+    for sent in in_processes(sent_by_step, 2, "compressed, 2", 2, {}):
+        assert sent == expected
+
+
+@pytest.mark.parametrize("engine", ["ddp, 2", "compressed, 2"])
+def test_ddp_sends_gradients_of_dense_parameters_and_without_compression_of_all(engine):
+    model = build("llama", torch.float32)
+    low_rank = sum(layout.m * layout.n for layout in layouts())
+    total = sum(param.numel() for param in model.parameters())
+    for sent in in_processes(sent_by_backward, 2, engine):
+        assert sent == total - (low_rank if engine == "compressed, 2" else 0)
+
+
+def sent_by_backward(engine: str) -> int:
+    """Numbers in the buckets that DDP averages."""
+    model, _, samples = assemble(engine, "llama", torch.float32)
+    sizes = []
+
+    def count(group, bucket):
+        sizes.append(bucket.buffer().numel())
+        return allreduce_hook(group, bucket)
+
+    model.register_comm_hook(dist.group.WORLD, count)
+    loss_of(model, tokens_of(0, 0, bare(model).config.vocab_size)[samples]).backward()
+    return sum(sizes)
+
+
+def one_layer(num_layers: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the low-rank matrices of the first layers of the 1b preset."""
+    shapes = LLAMAS["1b"].weights()
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if any(name.startswith(f"model.layers.{layer}.") for layer in range(num_layers)) and len(shape) == 2
+    }
+
+
+def sent_with_shapes(shapes: dict[str, tuple[int, ...]], rank: int) -> list[tuple[str, int]]:
+    """What the second step of compressed matrices of these shapes sends."""
+    module = torch.nn.Module()
+    for name, shape in shapes.items():
+        module.register_parameter(name.replace(".", " "), torch.nn.Parameter(torch.zeros(shape)))
+    optimizer = LDAdamW(module.parameters(), rank=rank)
+    compress_gradients(module, optimizer)
+    for param in module.parameters():
+        param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(dist.get_rank()))
+    optimizer.step()
+    with Recorder() as recorder:
+        optimizer.step()
+    return recorder.sent
+
+
+def test_a_layer_of_the_1b_model_sends_a_twentieth_of_its_gradients():
+    shapes = one_layer(1)
+    plan = ldadam.plan(shapes, rank=32, devices=2, sharding="compressed")
+    for sent in in_processes(sent_with_shapes, 2, shapes, 32):
+        assert len(sent) <= 8
+        assert sum(numbers for _, numbers in sent) <= 0.05 * sum(rows * cols for rows, cols in shapes.values())
+        assert [(1, 4 * numbers) for _, numbers in sent] == [(each.count, each.num_bytes) for each in plan.traffic[1:]]
+
+
+def test_the_number_of_messages_does_not_depend_on_the_number_of_layers():
+    """Matrices of the 1b model, a 32nd as large."""
+    for num_layers in (1, 3):
+        shapes = {name: (rows // 32, cols // 32) for name, (rows, cols) in one_layer(num_layers).items()}
+        plan = ldadam.plan(shapes, rank=1, devices=2, sharding="compressed")
+        for sent in in_processes(sent_with_shapes, 2, shapes, 1):
+            assert [4 * numbers for _, numbers in sent] == [each.num_bytes for each in plan.traffic[1:]]
+            assert len(sent) == 3
 
 
 def test_a_kept_subspace_sends_one_message():

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from tiny_runs import ldadam, numbers, options, start_ranks, torchrun, wait_for_lines
 
-from ldadam import distributed
 from tolerances import TOLERANCES
 
 # Runs that are stopped are long enough that the stop comes in the middle.
@@ -169,13 +168,8 @@ def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path, co
         (2, {"parallel": "hsdp", "shard_size": 1, "step_in_backward": True}),
         (2, {"parallel": "fsdp", "optimizer": "adamw"}),
         (2, {"parallel": "ddp", "optimizer": "adamw"}),
-        pytest.param(
-            2,
-            {"parallel": "compressed", "monitor_every": 0},
-            marks=pytest.mark.skipif(
-                not hasattr(distributed, "compress_gradients"), reason="needs ldadam.distributed.compress_gradients"
-            ),
-        ),
+        (2, {"parallel": "compressed", "monitor_every": 0, "batch_size": 2, "grad_accum": 2}),
+        (2, {"parallel": "compressed", "monitor_every": 0, "step_in_backward": True}),
     ],
     ids=str,
 )

@@ -3,10 +3,11 @@
 DTensor is known to `sharded` alone, and imported when the first one is seen.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -14,17 +15,13 @@ from ldadam import error_buffer
 from ldadam import state as whole_state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
+from ldadam.distributed.blocks import block_of, is_sharded
+from ldadam.distributed.clipping import clip_grad_norm_
+from ldadam.distributed.compressed import all_reduce_, average_gradients_, compress_gradients, mesh_groups
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
 
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
-
-
-def is_sharded(param: Tensor) -> "TypeIs[DTensor]":
-    """Whether a parameter is a DTensor."""
-    return hasattr(param, "placements")
+__all__ = ["average_gradients_", "clip_grad_norm_", "compress_gradients", "is_sharded"]
 
 
 def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str) -> None:
@@ -54,13 +51,12 @@ def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparamet
     return sharded.create_state(param, layout, hyper)
 
 
-def is_zero(tensor: Tensor) -> bool:
-    """Whether every entry is zero; of a sharded tensor on all ranks, which have to ask together."""
-    if not is_sharded(tensor):
-        return not tensor.any()
-    from ldadam.distributed import sharded
-
-    return sharded.is_zero(tensor)
+def is_zero(tensor: Tensor, *, replicas: tuple[dist.ProcessGroup, ...] = ()) -> bool:
+    """Whether every entry is zero, on all ranks that have a part of it, or another one; they have to ask together."""
+    found = block_of(tensor).any().to(torch.int32)
+    for group in (*mesh_groups(tensor), *replicas):
+        all_reduce_(found, group, op=dist.ReduceOp.MAX, what="ask whether a first gradient is zero")
+    return not found
 
 
 def follow_changes_(
@@ -97,7 +93,10 @@ def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = (
 
     Args:
         update: of the whole parameter.
-        replicas: groups of ranks whose gradients of low-rank parameters differ, and are to be averaged.
+        replicas: groups of ranks whose gradients of the parameter differ; those of low-rank ones are to be averaged.
+
+    Raises:
+        NotImplementedError: each replica would find a basis of its own.
     """
     if is_sharded(update.param):
         from ldadam.distributed import sharded
@@ -105,6 +104,11 @@ def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = (
         update = sharded.localize(update)
     if update.layout is None or not replicas:
         return update
+    if update.hyper.proj_method == "svd_lowrank":
+        raise NotImplementedError(
+            f'proj_method="svd_lowrank" draws from the generator of each rank, and the gradient of {update.name} is '
+            'compressed; use "svd" or "power_iteration"'
+        )
     shards = update.shards or Shards.whole(update.layout.m, update.layout.n)
     return replace(update, shards=replace(shards, replicas=replicas))
 
@@ -117,21 +121,21 @@ def step_(updates: Sequence[ParamUpdate]) -> None:
         execution.step_(updates)
 
 
-def refuse_local_gradients(param: Tensor) -> None:
-    """Refuse to use a gradient inside backward where other processes may have another one.
+def refuse_local_gradients(param: Tensor, *, replicas: tuple[dist.ProcessGroup, ...] = ()) -> None:
+    """Refuse to use a gradient inside backward where other processes may have another one, and no step averages them.
 
     A DTensor's gradient belongs to its whole mesh: FSDP2 has reduced it before anyone sees it. So it is final where
-    the mesh has every process.
+    the mesh, times the replicas that the step averages over, has every process.
 
     Raises:
         NotImplementedError: a process group has processes whose gradients may differ.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
-    num_sharing = param.device_mesh.size() if is_sharded(param) else 1
+    num_sharing = math.prod(dist.get_world_size(group) for group in (*mesh_groups(param), *replicas))
     if dist.get_world_size() > num_sharing:
         raise NotImplementedError(
             f"stepping in backward sees a gradient that {num_sharing} of {dist.get_world_size()} processes share: "
             "DistributedDataParallel would average the others only afterwards, and the processes would drift apart; "
-            "call remove() on the handle of step_in_backward and step after backward"
+            "use compress_gradients, or call remove() on the handle of step_in_backward and step after backward"
         )

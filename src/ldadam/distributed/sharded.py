@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -211,14 +210,6 @@ def local_gradient(param: DTensor, grad: Tensor, *, name: str) -> Tensor:
             f"{getattr(grad, 'device_mesh', type(grad).__name__)}"
         )
     return grad.redistribute(placements=param.placements).to_local()
-
-
-def is_zero(tensor: DTensor) -> bool:
-    """Whether every entry on every rank is zero; `any()` of a DTensor, read as a bool, is that of the local block."""
-    found = tensor.to_local().any().to(torch.int32)
-    for mesh_dim in range(tensor.device_mesh.ndim):
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=tensor.device_mesh.get_group(mesh_dim))
-    return not found
 
 
 def _first_entry(param: DTensor) -> int:

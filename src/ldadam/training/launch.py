@@ -56,10 +56,10 @@ def check_layout(config: PretrainConfig, launch: Launch) -> None:
             f"batch_size counts the sequences of all processes, and {config.batch_size} cannot be shared evenly by "
             f"{launch.world_size}: choose a multiple of {launch.world_size}"
         )
-    if config.step_in_backward and config.parallel in ("ddp", "compressed"):
+    if config.step_in_backward and config.parallel == "ddp":
         raise UsageError(
-            f"step_in_backward moves a weight before {config.parallel} has averaged its gradient: use --parallel fsdp "
-            "or hsdp, or leave it out"
+            "step_in_backward moves a weight before ddp has averaged its gradient: use --parallel compressed, fsdp or "
+            "hsdp, or leave it out"
         )
     if config.parallel == "compressed" and config.optimizer != "ldadamw":
         raise UsageError(f"parallel compressed works by LDAdamW's projections; with {config.optimizer} use ddp")

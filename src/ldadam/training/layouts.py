@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ldadam import distributed
+from ldadam import LDAdamW
+from ldadam.distributed import compress_gradients
 from ldadam.training.config import PretrainConfig
-from ldadam.training.errors import UsageError
 from ldadam.training.launch import Launch, shard_size
 
 SHARDED = ("fsdp", "hsdp")
@@ -22,12 +22,7 @@ def place_model(model: Any, config: PretrainConfig, launch: Launch, device: torc
     """The model on its device; sharded by layers where the layout shards it, which happens in place.
 
     Weights are the same on every rank before: they depend on the seed alone.
-
-    Raises:
-        UsageError: the layout is not available.
     """
-    if config.parallel == "compressed" and not hasattr(distributed, "compress_gradients"):
-        raise UsageError("parallel compressed is not part of this version: use --parallel ddp")
     if config.parallel not in SHARDED:
         return model.to(device)
     size = shard_size(config, launch) if config.parallel == "hsdp" else launch.world_size
@@ -45,7 +40,7 @@ def wrap_model(model: nn.Module, config: PretrainConfig, optimizer: torch.optim.
     """The module whose forward is followed by a backward that averages gradients over ranks."""
     if config.parallel in ("none", *SHARDED):
         return model
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     if config.parallel == "compressed":
-        distributed.compress_gradients(wrapped, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped
+        assert isinstance(optimizer, LDAdamW)
+        compress_gradients(model, optimizer)
+    return DistributedDataParallel(model, broadcast_buffers=False)
