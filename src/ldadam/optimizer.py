@@ -146,14 +146,16 @@ class LDAdamW(Optimizer):
 
     def step_params(self, positions: Mapping[int, Iterable[int]]) -> None:
         """Move parameters that have a gradient by one step: those at `positions` of each param group."""
+        hypers = {index: resolve(self.param_groups[index], index) for index in positions}
+        updates = {index: self._updates(index, positions[index], hyper) for index, hyper in hypers.items()}
+        distributed.refuse_different_steps([update for some in updates.values() for update in some], self.replicas)
         shared = []
-        for index, wanted in positions.items():
-            hyper = resolve(self.param_groups[index], index)
-            whole = self._updates(index, wanted, hyper)
-            distributed.average_gradients_((one.param for one in whole if one.layout is None), self.replicas)
-            updates = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in whole]
-            backends.step_([update for update in updates if update.shards is None], backend=hyper.backend)
-            shared += [update for update in updates if update.shards is not None]
+        for index, hyper in hypers.items():
+            dense = (update.param for update in updates[index] if update.layout is None)
+            distributed.average_gradients_(dense, self.replicas)
+            localized = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in updates[index]]
+            backends.step_([update for update in localized if update.shards is None], backend=hyper.backend)
+            shared += [update for update in localized if update.shards is not None]
         distributed.step_(shared)
 
     def layouts(self) -> dict[Tensor, MatrixLayout | None]:

@@ -159,10 +159,14 @@ def test_a_kept_subspace_sends_one_message():
 
 
 def test_the_first_step_of_small_matrices_sends_them_once():
-    """For their singular vectors, as published: those of which ranks share the projected side, then the others."""
+    """For their singular vectors, as published: those of which ranks share the projected side, then the others.
+
+    Before, ranks compare what the step is to be: two numbers.
+    """
     plan = planned()
     shared, others = ([one for one in layouts() if one.transposed == flag] for flag in (False, True))
     expected = [
+        2,
         plan["U_minus'A"],
         sum(one.m * one.n + one.m * one.rank for one in shared),
         sum(one.m * one.n for one in others),

@@ -15,13 +15,14 @@ from ldadam import error_buffer
 from ldadam import state as whole_state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
+from ldadam.distributed.agreement import refuse_different_steps
 from ldadam.distributed.blocks import block_of, is_sharded
 from ldadam.distributed.clipping import clip_grad_norm_
 from ldadam.distributed.compressed import all_reduce_, average_gradients_, compress_gradients, mesh_groups
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
 
-__all__ = ["average_gradients_", "clip_grad_norm_", "compress_gradients", "is_sharded"]
+__all__ = ["average_gradients_", "clip_grad_norm_", "compress_gradients", "is_sharded", "refuse_different_steps"]
 
 
 def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str) -> None:

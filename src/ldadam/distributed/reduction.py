@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ldadam.backends.partial import Partial, Shards, Steps, resume
+from ldadam.backends.partial import Op, Partial, Shards, Steps, resume
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -45,7 +45,9 @@ def combine(asked: Sequence[tuple[Partial, Shards]]) -> list[Tensor]:
         names = list(dict.fromkeys(asked[index][0].name for index in members))
         flat = torch.cat([whole[index].reshape(-1) for index in members])
         for group, is_mean in groups:
-            _all_reduce_(flat, group, op=op, is_mean=is_mean, names=names)
+            all_reduce_(flat, group, op=op, names=names)
+            if is_mean:
+                flat.div_(dist.get_world_size(group))
         for index, part in zip(members, flat.split([whole[index].numel() for index in members]), strict=True):
             whole[index] = part.view(whole[index].shape)
     return whole
@@ -58,7 +60,12 @@ def _groups(partial: Partial, shards: Shards) -> tuple[tuple[Any, bool], ...]:
     return (*((group, False) for group in along), *((group, True) for group in replicas))
 
 
-def _all_reduce_(flat: Tensor, group: Any, *, op: str, is_mean: bool, names: list[str]) -> None:
+def all_reduce_(flat: Tensor, group: Any, *, op: Op, names: Sequence[str]) -> None:
+    """Reduce a message in place over the ranks of a group.
+
+    Raises:
+        RuntimeError: the others do not answer; `names` says what was to be reduced.
+    """
     try:
         dist.all_reduce(flat, op=_OPS[op], group=group)
     except RuntimeError as error:
@@ -66,5 +73,3 @@ def _all_reduce_(flat: Tensor, group: Any, *, op: str, is_mean: bool, names: lis
             f"LDAdamW could not reduce {', '.join(names)} over the {dist.get_world_size(group)} ranks of its group: a "
             "rank has stopped, or takes other steps than this one. Start again from the last checkpoint."
         ) from error
-    if is_mean:
-        flat.div_(dist.get_world_size(group))
