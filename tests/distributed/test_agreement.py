@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn import Parameter
 
-from builders import normal, parameter, quiet
+from builders import normal, quiet
 from distributed.processes import in_processes
 from ldadam import LDAdamW, distributed
 

@@ -57,7 +57,7 @@ def test_planned_reductions_are_what_a_step_asks_for(shape):
     groups = ((), ("a group",)) if whole.transposed else (("a group",), ())
     shards = Shards(*groups, rows, cols, (whole.m, whole.n))
     update = ParamUpdate(block, torch.ones_like(block), state, 2.0, hyper, layout, shards=shards)
-    ((steps, _),) = backends.shared_steps([update], backend="batched")
+    ((steps, *_),) = backends.shared_steps([update], backend="batched")
     assert asked_for(steps, shards) == dict(reductions(whole, "fsdp"))
 
 

@@ -1,5 +1,7 @@
 """Ranks with whole weights and gradients of their own take the step of the mean gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -45,6 +47,7 @@ def weights_and_errors(options: str) -> tuple[list[Tensor], list[Tensor]]:
                 ParamUpdate(weight.data, grad, state, float(number), hyper, layout, is_first=number == 1)
                 for weight, grad, state, layout in zip(weights, grads, states, layouts, strict=True)
             ]
+            updates = [replace(update, number=place) for place, update in enumerate(updates)]
             distributed.step_([distributed.localize(update, replicas=(dist.group.WORLD,)) for update in updates])
     return [weight.detach() for weight in weights], [state["error_buffer"] for state in states]
 

@@ -1,13 +1,16 @@
 """Sharded parameters take the steps of whole ones, in every layout, from the first on."""
 
 import functools
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from builders import distance
 from distributed.processes import in_processes
 from distributed.sharded_runs import LAYOUTS, OPTIONS, SHAPES, alone, together
+from ldadam.backends import batched
 from tolerances import TOLERANCES
 
 DOUBLE = [name for name in OPTIONS if name != "stochastic rounding"]
@@ -56,3 +59,26 @@ def test_shards_of_rows_round_by_the_noise_of_the_whole(layout):
     for (weights,) in in_processes(together, world_size(layout), layout, "stochastic rounding", torch.bfloat16, 1):
         for shape, weight, whole in zip(SHAPES, weights, expected, strict=True):
             assert (weight != whole).float().mean() <= 0.01, shape
+
+
+def each_in_its_own_way(layout: str, options: str) -> list[list[torch.Tensor]]:
+    """As `together`, where ranks step other matrices together, in another order, as their blocks may make them."""
+    of_rank = dist.get_rank() % 2
+    chunks, scratch = batched.chunks, 2**20 if of_rank else 1
+
+    def in_own_order(updates, **_):
+        found = list(chunks(updates, max_scratch=scratch))
+        return reversed(found) if of_rank else found
+
+    with patch.object(batched, "chunks", in_own_order):
+        return together(layout, options, torch.float64, 3)
+
+
+@pytest.mark.parametrize("options", ["defaults", "range finder", "skip_nonfinite"])
+@pytest.mark.parametrize("layout", ["fsdp, 2", "rows and columns, 2 x 2"])
+def test_ranks_may_step_matrices_together_as_they_like(layout, options):
+    expected = of_one_process(torch.float64, options, 3)
+    for of_rank in in_processes(each_in_its_own_way, world_size(layout), layout, options):
+        for weights, reference in zip(of_rank, expected, strict=True):
+            for shape, weight, whole in zip(SHAPES, weights, reference, strict=True):
+                assert distance(weight, whole) <= TOLERANCES["float64 trajectory"], shape

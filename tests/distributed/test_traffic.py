@@ -1,19 +1,21 @@
 """What a step sends, counted where torch hands it to the process group: how many collectives, of how many numbers."""
 
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ldadam
-from distributed.engines import ENGINES, assemble, bare, build, loss_of, optimizer_of, tokens_of, train
+from distributed.engines import ENGINES, assemble, bare, build, loss_of, optimizer_of, tokens_of, train, weights_of
 from distributed.processes import in_processes
 from ldadam import LDAdamW
 from ldadam.distributed import compress_gradients
-from ldadam.distributed.plan import reductions
+from ldadam.distributed.plan import messages, reductions
 from ldadam.hyperparameters import resolve
 from ldadam.layout import MatrixLayout
 from ldadam.optimizer import layout_of
@@ -59,12 +61,12 @@ def planned(sharding: str = "fsdp") -> Counter[str]:
 @pytest.mark.parametrize("engine", ["fsdp, 2", "fsdp, 4"])
 def test_a_step_sends_what_is_planned_in_four_messages(engine):
     """However many matrices there are: all that is asked for at one point of a step travels together."""
-    plan = planned()
+    sent_of = planned()
     expected = [
-        ("allreduce_", plan["U_minus'A"]),
-        ("allreduce_", plan["largest of Y"]),
-        ("allreduce_", plan["X"] + plan["U_minus"] + plan["A Y"] + plan["m_minus Y"]),
-        ("allreduce_", plan["U'A"] + plan["U'U_minus"]),
+        ("allreduce_", sent_of["U_minus'A"]),
+        ("allreduce_", sent_of["largest of Y"]),
+        ("allreduce_", sent_of["X"] + sent_of["U_minus"] + sent_of["A Y"] + sent_of["m_minus Y"]),
+        ("allreduce_", sent_of["U'A"] + sent_of["U'U_minus"]),
     ]
     assert all(numbers for _, numbers in expected)
     for sent in in_processes(sent_by_step, ENGINES[engine].world_size, engine, 2, {}):
@@ -153,9 +155,9 @@ def test_the_number_of_messages_does_not_depend_on_the_number_of_layers():
 
 
 def test_a_kept_subspace_sends_one_message():
-    plan = planned()
+    sent_of = planned()
     for sent in in_processes(sent_by_step, 2, "fsdp, 2", 2, {"update_interval": 4}):
-        assert sent == [("allreduce_", plan["U_minus'A"])]
+        assert sent == [("allreduce_", sent_of["U_minus'A"])]
 
 
 def test_the_first_step_of_small_matrices_sends_them_once():
@@ -163,14 +165,58 @@ def test_the_first_step_of_small_matrices_sends_them_once():
 
     Before, ranks compare what the step is to be: two numbers.
     """
-    plan = planned()
+    sent_of = planned()
     shared, others = ([one for one in layouts() if one.transposed == flag] for flag in (False, True))
     expected = [
         2,
-        plan["U_minus'A"],
+        sent_of["U_minus'A"],
         sum(one.m * one.n + one.m * one.rank for one in shared),
         sum(one.m * one.n for one in others),
-        plan["U'A"] + plan["U'U_minus"],
+        sent_of["U'A"] + sent_of["U'U_minus"],
     ]
     for sent in in_processes(sent_by_step, 2, "fsdp, 2", 0, {}):
         assert sent == [("allreduce_", numbers) for numbers in expected]
+
+
+def bounded(bound: int, step: int, engine: str = "fsdp, 2") -> tuple[list[tuple[str, int]], dict[str, Tensor]]:
+    """What a step sends where a message has at most `bound` bytes, and the weights after it."""
+    model, optimizer, samples = assemble(engine, "llama", torch.float32)
+    with patch("ldadam.distributed.plan.MAX_MESSAGE_BYTES", bound):
+        train(model, optimizer, range(step), samples=samples)
+        loss_of(model, tokens_of(step, 0, bare(model).config.vocab_size)[samples]).backward()
+        with Recorder() as recorder:
+            optimizer.step()
+    return recorder.sent, weights_of(model)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_bounded_messages_have_the_bits_of_unbounded_ones(step):
+    """Between two ranks, whose sums have one order; the first step sends whole matrices."""
+    if step:
+        bound = max(4 * max(messages(reductions(one, "fsdp")).values()) for one in layouts())
+    else:
+        bound = max(4 * (one.m * one.n + one.m * one.rank) for one in layouts())
+    (few, expected), _ = in_processes(bounded, 2, 2**30, step)
+    for sent, weights in in_processes(bounded, 2, bound, step):
+        assert len(sent) > 2 * len(few)
+        assert sum(numbers for _, numbers in sent) == sum(numbers for _, numbers in few)
+        assert max(4 * numbers for _, numbers in sent) <= bound < max(4 * numbers for _, numbers in few)
+        assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_parameter_that_exceeds_the_bound_is_stepped_alone():
+    for sent, _ in in_processes(bounded, 2, 1, 2):
+        assert len(sent) == sum(2 if one.transposed else 3 for one in layouts())
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "compressed"])
+@pytest.mark.parametrize("bound", [2**30, 10_000])
+def test_the_planner_counts_the_messages_of_a_step(sharding, bound):
+    with patch("ldadam.distributed.plan.MAX_MESSAGE_BYTES", bound):
+        model, rank = build("llama", torch.float32), layouts()[0].rank
+        found = ldadam.plan(model, rank=rank, devices=2, device="cpu", sharding=sharding)
+    of_step = [each for each in found.traffic if each.kind == "all_reduce" and "gradients" not in each.what]
+    for sent, _ in in_processes(bounded, 2, bound, 2, f"{sharding}, 2"):
+        assert sum(each.count for each in of_step) == len(sent)
+        assert sum(each.num_bytes for each in of_step) == sum(4 * numbers for _, numbers in sent)
+        assert found.footprint.messages == max(4 * numbers for _, numbers in sent)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ldadam.backends.partial import Shards, Steps
+from ldadam.backends.partial import SharedSteps
 from ldadam.backends.six_products import step_chunk_
 from ldadam.backends.update import ParamUpdate
 
@@ -21,13 +21,15 @@ def step_(updates: Sequence[ParamUpdate], *, backend: str) -> None:
         module.dense_step_([update for update in chosen if update.layout is None])
 
 
-def shared_steps(updates: Sequence[ParamUpdate], *, backend: str) -> Iterator[tuple[Steps, Shards]]:
+def shared_steps(updates: Sequence[ParamUpdate], *, backend: str) -> Iterator[SharedSteps]:
     """The steps of matrices that ranks share, by six products whatever the backend: the page needs a whole matrix."""
     for name, chosen in _by_backend(updates, backend).items():
         module = import_module(_MODULES[name if name == "triton" else "batched"])
         for products in module.products(chosen):
-            assert products.chunk.kind.shards is not None
-            yield step_chunk_(products), products.chunk.kind.shards
+            shards, matrices = products.chunk.kind.shards, products.chunk.matrices
+            assert shards is not None
+            places = [(matrix.number, matrix.first_entry) for matrix in matrices]
+            yield SharedSteps(step_chunk_(products), shards, places)
 
 
 def _by_backend(updates: Sequence[ParamUpdate], backend: str) -> dict[str, list[ParamUpdate]]:

@@ -21,6 +21,7 @@ class Shards:
         shape: m and n of the whole matrix.
         replicas: process groups of ranks that hold the same block and have gradients of their own; they average
             whatever is linear in A.
+        stack: how many such matrices the whole parameter is.
     """
 
     m: tuple[Any, ...]
@@ -29,11 +30,12 @@ class Shards:
     cols: tuple[int, int]
     shape: tuple[int, int]
     replicas: tuple[Any, ...] = ()
+    stack: int = 1
 
     @classmethod
-    def whole(cls, m: int, n: int) -> "Shards":
+    def whole(cls, m: int, n: int, *, stack: int = 1) -> "Shards":
         """Of a rank that holds the whole matrix."""
-        return cls((), (), (0, m), (0, n), (m, n))
+        return cls((), (), (0, m), (0, n), (m, n), stack=stack)
 
     def embed_rows(self, block: Tensor) -> Tensor:
         """A block (B, m, r) of rows in zeros of the whole (B, m, r): summed over the blocks, the whole."""
@@ -52,7 +54,7 @@ class Partial(NamedTuple):
     """A tensor computed from the local block of a matrix, which the ranks that share the matrix have to combine.
 
     Attributes:
-        value: the local tensor, (B, ...).
+        value: the local tensor, (B, ...); the whole one may be written into it.
         side: "m" or "n": ranks that hold other blocks along that side contribute to it.
         op: how contributions combine.
         of_gradient: whether it is linear in A, so that replicas average it.
@@ -68,6 +70,21 @@ class Partial(NamedTuple):
 
 # A step, or a part of one: yields partial tensors, is sent the whole ones, and returns a result.
 Steps = Generator[list[Partial], list[Tensor], Any]
+
+
+class SharedSteps(NamedTuple):
+    """A step of B matrices that ranks share.
+
+    Attributes:
+        steps: the step.
+        shards: which blocks of the matrices this rank holds.
+        places: of each matrix the number of its parameter, and of its first entry in it: an order that all ranks have
+            in common, while which matrices they step together hangs on sizes and addresses of their blocks.
+    """
+
+    steps: Steps
+    shards: Shards
+    places: list[tuple[int, int]]
 
 
 def resume(steps: Steps, values: list[Tensor] | None) -> list[Partial] | None:

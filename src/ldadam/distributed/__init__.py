@@ -18,7 +18,8 @@ from ldadam.backends.update import ParamUpdate
 from ldadam.distributed.agreement import refuse_different_steps
 from ldadam.distributed.blocks import block_of, is_sharded
 from ldadam.distributed.clipping import clip_grad_norm_
-from ldadam.distributed.compressed import all_reduce_, average_gradients_, compress_gradients, mesh_groups
+from ldadam.distributed.compressed import average_gradients_, compress_gradients, mesh_groups
+from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
 
@@ -99,18 +100,19 @@ def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = (
     Raises:
         NotImplementedError: each replica would find a basis of its own.
     """
+    layout = update.layout
     if is_sharded(update.param):
         from ldadam.distributed import sharded
 
         update = sharded.localize(update)
-    if update.layout is None or not replicas:
+    if layout is None or not replicas:
         return update
     if update.hyper.proj_method == "svd_lowrank":
         raise NotImplementedError(
             f'proj_method="svd_lowrank" draws from the generator of each rank, and the gradient of {update.name} is '
             'compressed; use "svd" or "power_iteration"'
         )
-    shards = update.shards or Shards.whole(update.layout.m, update.layout.n)
+    shards = update.shards or Shards.whole(layout.m, layout.n, stack=math.prod(layout.batch))
     return replace(update, shards=replace(shards, replicas=replicas))
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ldadam.backends.update import ParamUpdate
-from ldadam.distributed.compressed import all_reduce_, mesh_groups
+from ldadam.distributed.compressed import mesh_groups
+from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import NAMES
 
 # One parameter: what all ranks must have in common to take its step, by name.

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldadam.backends.partial import Partial, Shards
 from ldadam.distributed.blocks import block_of, is_sharded
 from ldadam.distributed.compressed import average_gradients_
-from ldadam.distributed.reduction import combine
+from ldadam.distributed.reduction import Term, combine
 from ldadam.layout import MatrixLayout, math_dtype
 
 if TYPE_CHECKING:
@@ -71,24 +71,26 @@ def clip_grad_norm_(optimizer: "LDAdamW", max_norm: float) -> Tensor:
 
 def _squared_norm(optimizer: "LDAdamW", layouts: Mapping[Tensor, MatrixLayout | None]) -> Tensor:
     """The square of the norm (), on all ranks: first U_minus'G is made whole, then the sum of squares."""
-    asked = [_measured(param, layout, optimizer) for param, layout in layouts.items()]
+    asked = [_measured(param, layout, optimizer, place) for place, (param, layout) in enumerate(layouts.items())]
     squares = []
-    for (partial, shards), whole in zip(asked, combine(asked), strict=True):
-        square = torch.linalg.vector_norm(whole, dtype=math_dtype(whole.dtype)).square()
+    for (partial, shards, order), whole in zip(asked, combine(asked), strict=True):
+        square = torch.linalg.vector_norm(whole, dtype=math_dtype(whole.dtype)).square()[None]
         # Ranks with gradients of their own, of which nothing is known together, share the mean of their squares.
-        squares.append((Partial(square, "n", "squared norms", of_gradient=not partial.of_gradient), shards))
-    return sum(combine(squares), torch.zeros(()))
+        partial = Partial(square, "n", "squared norms", of_gradient=not partial.of_gradient)
+        squares.append(Term(partial, shards, order))
+    return sum((square[0] for square in combine(squares)), torch.zeros(()))
 
 
-def _measured(param: Tensor, layout: MatrixLayout | None, optimizer: "LDAdamW") -> tuple[Partial, Shards]:
+def _measured(param: Tensor, layout: MatrixLayout | None, optimizer: "LDAdamW", place: int) -> Term:
     """What the norm is taken of, and who has the rest of it: U_minus'G, or G of a parameter that has no subspace."""
     state = optimizer.state.get(param, {})
     grad = block_of(param.grad)
     replicas = optimizer.replicas.get(param, ()) if layout is not None else ()
     if layout is None or "basis" not in state:
-        return Partial(grad, "m", "gradients"), _shards(param, param, replicas)
+        return Term(Partial(grad[None], "m", "gradients"), _shards(param, param, replicas), [(place,)])
     low_rank = block_of(state["basis"]).mT @ layout.to_matrix(grad).to(math_dtype(param.dtype))
-    return Partial(low_rank, "m", "U_minus'G", of_gradient=True), _shards(param, state["exp_avg"], replicas)
+    partial = Partial(low_rank[None], "m", "U_minus'G", of_gradient=True)
+    return Term(partial, _shards(param, state["exp_avg"], replicas), [(place,)])
 
 
 def _shards(param: Tensor, measured: Tensor, replicas: tuple[dist.ProcessGroup, ...]) -> Shards:

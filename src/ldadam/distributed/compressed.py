@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldadam import error_buffer
 from ldadam.distributed.blocks import block_of, is_sharded
+from ldadam.distributed.reduction import all_reduce_
 from ldadam.layout import math_dtype
 
 if TYPE_CHECKING:
@@ -259,18 +260,3 @@ def _messages(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
                 message = []
             message.append(tensor)
         yield message
-
-
-def all_reduce_(tensor: Tensor, group: dist.ProcessGroup, *, op: Any, what: str) -> None:
-    """Reduce a tensor in place.
-
-    Raises:
-        RuntimeError: another rank does not take part; says what it should have taken part in.
-    """
-    try:
-        dist.all_reduce(tensor, op=op, group=group)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"LDAdamW could not {what} over the {dist.get_world_size(group)} ranks of its group: a rank has stopped, "
-            "or does something else. Start again from the last checkpoint."
-        ) from error

@@ -16,7 +16,7 @@ projected side first, and what is all-reduced in a step, r being the rank:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ldadam.layout import MatrixLayout
@@ -63,14 +63,86 @@ def _rows(layout: MatrixLayout) -> int:
     return layout.n if layout.transposed else layout.m
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Among whom a matrix is shared, the projected side first.
+
+    Attributes:
+        m, n: whether ranks hold blocks of that side.
+        replicas: whether ranks have gradients of their own.
+    """
+
+    m: bool = False
+    n: bool = False
+    replicas: bool = False
+
+
+def sharing_of(layout: MatrixLayout, sharding: str) -> Sharing:
+    """How a parameter is shared with one of `SHARDINGS`."""
+    if sharding == "fsdp" and not layout.batch:
+        return Sharing(m=not layout.transposed, n=layout.transposed)
+    return Sharing(replicas=sharding == "compressed")
+
+
+# Bytes of the longest message that a step sends; but what a single parameter sends at once is never divided.
+MAX_MESSAGE_BYTES = 256 * 2**20
+
+# What is sent together, for all matrices of a wave: the terms of one reduction point.
+MESSAGES = (
+    ("U_minus'A",),
+    ("largest of Y",),
+    ("A Y", "m_minus Y", "X", "B", "U_minus"),
+    ("U'A", "U'U_minus"),
+)
+
+
+def terms(m: int, n: int, r: int, sharing: Sharing, *, decomposes: bool = False) -> dict[str, int]:
+    """Numbers of one whole matrix that a step reduces, by what they are, in the order of the step.
+
+    Args:
+        m, n, r: its sides and its rank.
+        sharing: among whom.
+        decomposes: whether the basis comes from a decomposition, of the whole target B, as a first one may.
+    """
+    with_m, with_n = sharing.m or sharing.replicas, sharing.n or sharing.replicas
+    if decomposes:
+        tracked = {"B": m * n, "U_minus": m * r * sharing.m}
+    else:
+        tracked = {
+            "largest of Y": r * sharing.n,
+            "A Y": m * r * with_n,
+            "m_minus Y": r * r * sharing.n,
+            "X": m * r * sharing.m,
+            "U_minus": m * r * sharing.m,
+        }
+    found = {"U_minus'A": r * n * with_m, **tracked, "U'A": r * n * with_m, "U'U_minus": r * r * sharing.m}
+    return {what: numbers for what, numbers in found.items() if numbers}
+
+
 def reductions(layout: MatrixLayout, sharding: str) -> Mapping[str, int]:
-    """Numbers of one matrix that a step all-reduces, by what they are, in the order of the step."""
-    m, n, r = layout.m, layout.n, layout.rank
-    if sharding == "compressed":
-        stack = math.prod(layout.batch)
-        return {"U_minus'A": stack * r * n, "A Y": stack * m * r, "U'A": stack * r * n}
-    if sharding == "ddp" or layout.batch:
-        return {}
-    if layout.transposed:
-        return {"A Y": m * r, "m_minus Y": r * r, "largest of Y": r}
-    return {"U_minus'A": r * n, "X": m * r, "U_minus": m * r, "U'A": r * n, "U'U_minus": r * r}
+    """Numbers of one parameter that a step all-reduces, by what they are, in the order of the step."""
+    found = terms(layout.m, layout.n, layout.rank, sharing_of(layout, sharding))
+    return {what: math.prod(layout.batch) * numbers for what, numbers in found.items()}
+
+
+def messages(sizes: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    """The size of each of `MESSAGES` that is sent, from those of terms."""
+    found = {names: sum(sizes.get(name, 0) for name in names) for names in MESSAGES}
+    return {names: size for names, size in found.items() if size}
+
+
+def waves(sizes: Sequence[int]) -> list[list[int]]:
+    """The indices of parameters, in order, that are stepped side by side: their messages fit `MAX_MESSAGE_BYTES`.
+
+    Args:
+        sizes: bytes of each one's longest message, which have to be the same on all ranks.
+    """
+    found: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not found or size > room:
+            found.append([])
+            room = MAX_MESSAGE_BYTES
+        found[-1].append(index)
+        room -= size
+    return found

@@ -169,7 +169,8 @@ def shards_of(param: DTensor, layout: MatrixLayout) -> Shards:
     cols = (0, layout.m if layout.transposed else layout.n)
     cols = (offset[first + 1], offset[first + 1] + lengths[first + 1]) if len(layout.shape) <= 3 else cols
     rows, cols = (cols, rows) if layout.transposed else (rows, cols)
-    return Shards(tuple(groups["m"]), tuple(groups["n"]), rows, cols, (layout.m, layout.n))
+    shape, stack = (layout.m, layout.n), math.prod(layout.batch)
+    return Shards(tuple(groups["m"]), tuple(groups["n"]), rows, cols, shape, stack=stack)
 
 
 def localize(update: ParamUpdate) -> ParamUpdate:

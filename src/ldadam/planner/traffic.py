@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
-from ldadam.distributed.plan import Collective, reductions
+from ldadam.distributed.plan import MESSAGES, Collective, messages, reductions, waves
 from ldadam.layout import math_dtype
 from ldadam.planner.shards import Shard, bytes_by_unit
 
@@ -35,21 +36,34 @@ def _gathers(shards: Sequence[Shard]) -> list[Collective]:
 
 
 def traffic_of_step(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Collective]:
-    """The collectives of LDAdamW's step; `packed` says that all matrices are stepped together, not one by one."""
-    sizes: dict[str, list[int]] = {}
-    for shard in shards:
-        if shard.layout is not None:
-            itemsize = math_dtype(shard.param.dtype).itemsize
-            for what, numbers in reductions(shard.layout, sharding).items():
-                sizes.setdefault(what, []).append(numbers * itemsize)
-    return [Collective("all_reduce", what, sum(each), 1 if packed else len(each)) for what, each in sizes.items()]
+    """The collectives of LDAdamW's step; `packed` says that matrices are stepped together, not one by one."""
+    sent = _waves(shards, sharding=sharding, packed=packed)
+    terms = set().union(*sent)
+    found = []
+    for names in MESSAGES:
+        sizes = [size for wave in sent if (size := messages(wave).get(names))]
+        if sizes:
+            what = ", ".join(name for name in names if name in terms)
+            found.append(Collective("all_reduce", what, sum(sizes), len(sizes)))
+    return found
 
 
 def message_bytes(shards: Sequence[Shard], *, sharding: str, packed: bool) -> int:
-    """Bytes of the largest message of a step: what is packed together, or the largest factor of one matrix."""
-    together = [shards] if packed else [[shard] for shard in shards]
-    messages = [each for some in together for each in traffic_of_step(some, sharding=sharding, packed=True)]
-    return max((each.num_bytes for each in messages), default=0)
+    """Bytes of the longest message of a step: what is packed together, or the terms of one parameter."""
+    sent = _waves(shards, sharding=sharding, packed=packed)
+    return max((size for wave in sent for size in messages(wave).values()), default=0)
+
+
+def _waves(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Counter[str]]:
+    """Bytes of each term of the parameters that are stepped together."""
+    each: list[Counter[str]] = []
+    for shard in shards:
+        if shard.layout is not None:
+            itemsize = math_dtype(shard.param.dtype).itemsize
+            each.append(Counter({what: itemsize * count for what, count in reductions(shard.layout, sharding).items()}))
+    longest = [max(messages(terms).values(), default=0) for terms in each]
+    together = waves(longest) if packed else [[index] for index in range(len(each))]
+    return [sum((each[index] for index in wave), Counter()) for wave in together]
 
 
 def gathered_bytes(shards: Sequence[Shard]) -> int:
