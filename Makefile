@@ -7,7 +7,7 @@ SLOW_TESTS := tests
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test test-slow bench bench-peers bench-gpu lint types check clean
+.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-memory lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -31,6 +31,13 @@ bench-gpu:  ## time a step on one GPU; takes the Python that has torch for it
 	PYTHONPATH=src $(PYTHON) -m ldadam bench step --model 350m,1b,7b --rank 16,64,128,256,512 --device cuda \
 		--dtype bfloat16 --graph --optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach,galore \
 		--json benchmarks/results/step_gpu.json
+
+bench-gpu-memory:  ## the peak of training steps on one GPU, beside the plan; takes the Python that has torch for it
+	PYTHONPATH=src $(PYTHON) -m ldadam bench memory --model 7b --rank 64,256 --error-dtype int8,int4 --checkpointing \
+		--optimizers ldadamw:in-backward --json benchmarks/results/memory_gpu_7b.json
+	PYTHONPATH=src $(PYTHON) -m ldadam bench memory --model 350m,1b --rank 256 --error-dtype int8,int4 --checkpointing \
+		--optimizers ldadamw:in-backward,ldadamw,adamw,adamw8bit,adamw4bit,galore \
+		--json benchmarks/results/memory_gpu.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

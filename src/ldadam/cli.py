@@ -281,3 +281,40 @@ def bench_step(
         raise Interrupted("stopped at once") from stop
     if json is not None:
         print(f"Results: {json}")
+
+
+@bench.command("memory")
+def bench_memory(
+    model: Annotated[str, typer.Option(help="Llamas such as demo, 350m, 1b, 7b; with commas between.")] = "350m,1b",
+    rank: Annotated[str, typer.Option(help="Rank, or several with commas between.")] = "256",
+    error_dtype: Annotated[str, typer.Option(help="Of the error buffer, or several with commas between.")] = "int4",
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            help="ldadamw:in-backward, ldadamw, adamw, adamw8bit, adamw4bit, galore, apollo; with commas between."
+        ),
+    ] = "ldadamw:in-backward,ldadamw,adamw,adamw8bit,adamw4bit,galore",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    batch: Annotated[int, typer.Option(help="Sequences at a time.", min=1, metavar="N")] = 1,
+    seq: Annotated[int, typer.Option(help="Tokens of a sequence.", min=2, metavar="N")] = 1024,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Layers keep their input only, and are computed anew.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Steps of each case.", min=1, metavar="N")] = 3,
+    json: Annotated[Path | None, typer.Option(help="File for the results.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Train random Llamas for a few steps, each optimizer in a process of its own: the peak beside the plan."""
+    from ldadam.bench.random_training import Setting
+    from ldadam.bench.training_memory import find_cases, run_memory
+
+    _show_warnings_as_sentences()
+    cases = find_cases(model=model, rank=rank, error_dtype=error_dtype, optimizers=optimizers)
+    setting = Setting(device, dtype, batch, seq, checkpointing, steps)
+    try:
+        run_memory(cases, setting, out=json)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("stopped at once") from stop
+    if json is not None:
+        print(f"Results: {json}")

@@ -29,6 +29,10 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
+    def reset_peak(self) -> None:
+        """Forget what was alive before."""
+        self.peak = self.live
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in self._storages((args, kwargs)):
             self._known.add(storage)

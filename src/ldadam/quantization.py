@@ -56,10 +56,9 @@ def encode(values: Tensor, kind: str, *, noise: Tensor | None = None) -> Quantiz
     cols = values.shape[-1]
     quantized = storage(tuple(values.shape[:-1]), cols, kind, device=values.device)
     stored = [tensor.view(-1, tensor.shape[-1]) for tensor in quantized]
-    values, noise = (None if each is None else each.reshape(-1, cols) for each in (values, noise))
-    assert values is not None
-    for rows in pieces(values):
-        new = _encode(values[rows], kind, noise=0.5 if noise is None else noise[rows])
+    flat, chance = values.reshape(-1, cols), None if noise is None else noise.reshape(-1, cols)
+    for rows in pieces(flat):
+        new = _encode(flat[rows], kind, noise=0.5 if chance is None else chance[rows])
         for old, part in zip(stored, new, strict=True):
             old[rows] = part
     return quantized

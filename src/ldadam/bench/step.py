@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ldadam import provenance
+from ldadam.bench.arguments import find_device, find_dtype, find_ranks, listed
 from ldadam.bench.clock import Ceilings, measure_ceilings
-from ldadam.bench.equality import TOLERANCES, Equality, check_equality
+from ldadam.bench.equality import Equality, check_equality
 from ldadam.bench.models import Model, find_models
 from ldadam.bench.progress import Progress
 from ldadam.bench.subjects import UPDATE_PROJ_GAP, Entry, find_entry
@@ -57,15 +58,15 @@ def make_plan(
     Raises:
         UsageError: a name is unknown, a rank fits no matrix, or there is no such device.
     """
-    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    names = listed(optimizers)
     if graph and "ldadamw:graph" not in names:
         names.append("ldadamw:graph")
     plan = Plan(
         models=find_models(model, all_parameters=all_parameters),
-        ranks=_ranks(rank),
+        ranks=find_ranks(rank),
         entries=[find_entry(name) for name in names],
-        device=_device(device),
-        dtype=_dtype(dtype or ("bfloat16" if device == "cuda" else "float32")),
+        device=find_device(device),
+        dtype=find_dtype(dtype or ("bfloat16" if device == "cuda" else "float32")),
         repeats=repeats,
         threads=threads,
     )
@@ -78,27 +79,6 @@ def make_plan(
     for each in plan.models:
         _refuse_rank_above_every_matrix(each, plan.ranks)
     return plan
-
-
-def _ranks(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--rank must be a positive whole number, or several with commas between, got {text!r}")
-    return [int(part) for part in parts]
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device is cuda, and torch sees no CUDA device: use --device cpu")
-    return torch.device(name)
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in TOLERANCES:
-        raise UsageError(f"--dtype must be one of {', '.join(TOLERANCES)}, got {name!r}")
-    return getattr(torch, name)
 
 
 def _refuse_rank_above_every_matrix(model: Model, ranks: list[int]) -> None:
