@@ -57,8 +57,8 @@ TOLERANCES = {
     # divide each entry by its own size, so that the few entries that are as small as rounding move by lr either way.
     "float32 engine": 1e-3,
     # Half a level of 127 or 7, of a buffer about as large as a gradient, in each of eight steps, of the distance moved.
-    "compressed, int8": 2e-2,
-    "compressed, int4": 4e-1,
+    "compressed, int8": 1e-2,
+    "compressed, int4": 2e-1,
     # Of the norm of the error buffer: the same sums over ranks, seen through the basis.
     "error_norm, other order": 1e-2,
 }

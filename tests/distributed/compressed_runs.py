@@ -205,6 +205,24 @@ def first_steps(engine: str, *, is_primed: bool) -> list[Tensor]:
     return weights(model)
 
 
+def skipped() -> tuple[list[Tensor], list[float], list[float]]:
+    """Weights after steps of which rank 1 has a NaN in one gradient, how far that weight moves, and steps refused."""
+    model, optimizer, samples = assemble("compressed, 2", "net", torch.float64, skip_nonfinite=True)
+    weight = bare(model).get_parameter("up.weight")
+    before, moved = weight.detach().clone(), []
+
+    def spoil() -> None:
+        if dist.get_rank() == 1 and len(moved) == 1:
+            weight.grad[0, 0] = math.nan
+
+    def measure() -> None:
+        moved.append((weight.detach() - before).norm().item())
+        before.copy_(weight.detach())
+
+    train(model, optimizer, range(3), samples=samples, before_step=spoil, after_step=measure)
+    return weights(model), moved, [optimizer.state[param]["num_skipped"].item() for param in optimizer.replicas]
+
+
 def clipped(engine: str | None, max_norm: float, num_steps: int) -> tuple[list[Tensor], list[Tensor]]:
     """The norm of each step, of which the first is not clipped, and the weights at the end."""
     model, optimizer, samples = assemble(engine, "net", torch.float64)

@@ -94,6 +94,14 @@ def test_a_first_gradient_of_zero_on_some_ranks_counts_on_all(is_primed):
             assert distance(weight, whole) <= FLOAT64
 
 
+def test_a_step_that_one_rank_cannot_take_is_refused_on_all():
+    of_ranks = in_processes(runs.skipped, 2)
+    for weights, moved, num_skipped in of_ranks:
+        assert [distance > 0 for distance in moved] == [True, False, True] and sorted(num_skipped) == [0, 0, 1]
+        for weight, first in zip(weights, of_ranks[0][0], strict=True):
+            assert torch.equal(weight, first)
+
+
 # Weights that part
 
 
@@ -164,7 +172,8 @@ def test_the_norm_is_that_of_dense_gradients_and_of_what_the_subspace_sees():
         model.weight.grad, model.bias.grad = (
             normal(*param.shape, seed=step, dtype=torch.float64) for param in model.parameters()
         )
-        optimizer.step() if step == 0 else None
+        if step == 0:
+            optimizer.step()
     basis = optimizer.state[model.weight]["basis"]  # of the columns, which are the shorter side
     expected = math.hypot((model.weight.grad @ basis).norm(), model.bias.grad.norm())
     before = model.weight.grad.clone()

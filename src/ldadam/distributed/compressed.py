@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ldadam import error_buffer
 from ldadam.distributed.blocks import block_of, is_sharded
@@ -170,7 +171,7 @@ class _Replication:
     num_steps: int = 0
 
     @torch.no_grad()
-    def average_error_buffers(self, optimizer: "LDAdamW") -> None:
+    def average_error_buffers(self, optimizer: Optimizer) -> None:
         """E_k becomes the mean over all ranks, stored as E is, and so the same bits on each."""
         for param in self.names:
             state = {key: block_of(value) for key, value in optimizer.state.get(param, {}).items()}
@@ -181,14 +182,14 @@ class _Replication:
                 error_buffer.write_(state, error)
 
     @torch.no_grad()
-    def compare_weights(self, optimizer: "LDAdamW", *_: Any) -> None:
+    def compare_weights(self, optimizer: Optimizer, *_: Any) -> None:
         """Refuse to go on, on every rank, with weights that are not the same bits on all of them."""
         # Nothing has moved yet where torch.distributed.checkpoint asks for state, nor at the start of a warm-up.
         if not self.num_steps and not any(float(group["lr"]) for group in optimizer.param_groups):
             return
         self.num_steps += 1
-        every = self.check_every or (dist.get_debug_level() != dist.DebugLevel.OFF and DEBUG_CHECK_EVERY)
-        if self.num_steps > 1 and not (every and self.num_steps % every == 0):
+        every = self.check_every or (DEBUG_CHECK_EVERY if _is_debugging() else None)
+        if self.num_steps > 1 and (every is None or self.num_steps % every):
             return
         different = [name for name, differs in zip(self.names.values(), self._differences(), strict=True) if differs]
         if different:
@@ -210,6 +211,11 @@ class _Replication:
         for group in dict.fromkeys(group for param in params for group in mesh_groups(param)):
             all_reduce_(differs, group, op=dist.ReduceOp.MAX, what="compare weights")
         return [bool(one) for one in differs.tolist()]
+
+
+def _is_debugging() -> bool:
+    level = dist.get_debug_level()  # pyright: ignore[reportPrivateImportUsage]
+    return level != dist.DebugLevel.OFF  # pyright: ignore[reportPrivateImportUsage]
 
 
 def mesh_groups(param: Tensor) -> list[dist.ProcessGroup]:
