@@ -84,6 +84,7 @@ def _squared_norm(optimizer: "LDAdamW", layouts: Mapping[Tensor, MatrixLayout | 
 def _measured(param: Tensor, layout: MatrixLayout | None, optimizer: "LDAdamW", place: int) -> Term:
     """What the norm is taken of, and who has the rest of it: U_minus'G, or G of a parameter that has no subspace."""
     state = optimizer.state.get(param, {})
+    assert param.grad is not None
     grad = block_of(param.grad)
     replicas = optimizer.replicas.get(param, ()) if layout is not None else ()
     if layout is None or "basis" not in state:

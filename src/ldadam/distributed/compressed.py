@@ -83,7 +83,8 @@ def compress_gradients(
         >>> dist.destroy_process_group()
     """
     _refuse_arguments(module, optimizer, check_every)
-    names, layouts = {param: name for name, param in module.named_parameters()}, optimizer.layouts()
+    names: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
+    layouts = optimizer.layouts()
     group = _group_of(names, group)
     low_rank = [param for param in names if layouts.get(param) is not None]
     _refuse_params(low_rank, optimizer.replicas)
