@@ -112,24 +112,28 @@ def run_missing(out: Path) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Of the storages that have a run for each seed of float32, as Markdown.
+    """Markdown: means over the seeds that a storage has been run with, and its difference to float32 on the same ones.
 
-    The difference to float32 is taken seed by seed, since seeds have other validation text.
+    Seeds have other validation text, so that the difference is taken seed by seed.
     """
     losses: dict[str, dict[int, float]] = {}
     for run in found["runs"]:
         losses.setdefault(run["storage"], {})[run["seed"]] = run["validation_loss"]
     base = losses["float32"]
-    lines = ["| error buffer | validation loss | lowest to highest seed | to float32, % |", "|---|---:|---:|---:|"]
-    for name in STORAGES:
-        by_seed = losses.get(name, {})
-        if by_seed.keys() != base.keys():
-            continue
-        values = by_seed.values()
-        each = [100 * (by_seed[seed] / base[seed] - 1) for seed in base]
-        difference = "" if name == "float32" else f"{statistics.mean(each):+.2f} ({min(each):+.2f} to {max(each):+.2f})"
-        spread = f"{min(values):.4f} to {max(values):.4f}"
-        lines.append(f"| {name} | {statistics.mean(values):.4f} | {spread} | {difference} |")
+    lines = [
+        "| error buffer | seeds | validation loss | to float32, % | lowest to highest |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name in (name for name in STORAGES if name in losses):
+        by_seed = losses[name]
+        each = [100 * (by_seed[seed] / base[seed] - 1) for seed in by_seed]
+        compared = (
+            ["", ""]
+            if name == "float32"
+            else [f"{statistics.mean(each):+.2f}", f"{min(each):+.2f} to {max(each):+.2f}"]
+        )
+        cells = [name, str(len(by_seed)), f"{statistics.mean(by_seed.values()):.3f}", *compared]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,9 @@
 
 import doctest
 import importlib
+import json
+import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +58,27 @@ def test_the_examples_of_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     failed, attempted = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert attempted > 0 and failed == 0
+
+
+def test_the_quality_of_buffers_is_that_of_the_recorded_runs():
+    benchmark = runpy.run_path(str(ROOT / "benchmarks/buffer_quality.py"))
+    found = json.loads(benchmark["RESULTS"].read_text())
+    assert benchmark["table"](found) in (ROOT / "docs/memory.md").read_text()
+    assert not any(run["commit"].endswith("-dirty") for run in found["runs"])
+
+
+@pytest.mark.slow
+def test_what_fits_is_what_is_planned():
+    pytest.importorskip("triton")
+    from ldadam import plan
+
+    rows = re.findall(
+        r"^\| (\d+) \| (\w+).*? \| ([\d.]+), .*? \| ([\d.]+), .*? \|$", (ROOT / "docs/memory.md").read_text(), re.M
+    )
+    assert len(rows) == 7
+    options = {"dtype": "bfloat16", "batch": 1, "seq": 1024, "checkpointing": True}
+    for rank, stored, *totals in rows:
+        buffer = {"error_feedback": False} if stored == "none" else {"error_dtype": stored}
+        for in_backward, total in zip((False, True), totals, strict=True):
+            planned = plan("7b", rank=int(rank), step_in_backward=in_backward, **buffer, **options)
+            assert f"{planned.footprint.total / 2**30:.2f}" == total
