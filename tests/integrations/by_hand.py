@@ -1,13 +1,15 @@
 """The loop that trainers are compared with, written out, and what came of two trainings."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
 
@@ -22,33 +24,53 @@ def batches(batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
         yield {key: torch.stack([row[key] for row in chosen]) for key in chosen[0]}
 
 
+def mean_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The loss of a micro-batch, divided by how many make a step."""
+    return model(**batch).loss / len(micro_batches)
+
+
+def token_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The sum over tokens, divided by those of the whole step; the first of a row is not predicted."""
+    num_tokens = sum(each["labels"][:, 1:].numel() for each in micro_batches)
+    return model(**batch, num_items_in_batch=torch.tensor(num_tokens)).loss
+
+
 def train_by_hand(
     num_steps: int,
     *,
+    loss_of: Callable[..., Tensor] = mean_loss,
     accumulation: int = 1,
     clip: float | None = None,
     bf16: bool = False,
     in_backward: bool = False,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    weight_decay: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """The tiny model after steps of LDAdamW, each on the sum over its micro-batches divided by its tokens."""
+    """The tiny model after steps of LDAdamW."""
     model, stream = tiny_model(), batches()
-    groups = lowrank_param_groups(model, rank=8, weight_decay=options.pop("weight_decay", 0.0))
-    optimizer = LDAdamW(groups, lr=LR, rank=8, **options)
+    optimizer = LDAdamW(lowrank_param_groups(model, rank=8, weight_decay=weight_decay), lr=LR, **options)
+    scheduler = schedule(optimizer) if schedule else None
     if in_backward:
         step_in_backward(optimizer, accumulation_steps=accumulation)
     for _ in range(num_steps):
         micro_batches = [next(stream) for _ in range(accumulation)]
-        num_tokens = sum(batch["labels"][:, 1:].numel() for batch in micro_batches)  # the first is not predicted
         for batch in micro_batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = model(**batch, num_items_in_batch=torch.tensor(num_tokens)).loss
+                loss = loss_of(model, batch, micro_batches)
             loss.backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         model.zero_grad()
     return model
+
+
+def warmup(optimizer: Optimizer) -> LRScheduler:
+    """Linear over five steps."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 5))
 
 
 def are_equal(models: Sequence[nn.Module]) -> bool:

@@ -1,8 +1,11 @@
 """LDAdamW in the Trainer of Hugging Face Transformers."""
 
+from functools import partial
+
 import pytest
 import torch
-from by_hand import are_equal, train_by_hand
+from by_hand import are_equal, token_loss
+from by_hand import train_by_hand as train_by_hand_on
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
 from transformers import Trainer, TrainingArguments
@@ -16,6 +19,8 @@ from ldadam.integrations.transformers import (
     unwrap,
 )
 from tolerances import TOLERANCES
+
+train_by_hand = partial(train_by_hand_on, loss_of=token_loss)
 
 
 def arguments(folder, **options) -> TrainingArguments:
