@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from builders import distance
 from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
 
 LR, BATCH_SIZE = 1e-2, 4
@@ -78,3 +79,9 @@ def are_equal(models: Sequence[nn.Module]) -> bool:
     left, right = (dict(model.named_parameters()) for model in models)
     assert left.keys() == right.keys()
     return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def largest_distance(trained: nn.Module, expected: nn.Module) -> float:
+    """Between two trainings of the tiny model, relative to what the second has learnt, by parameter."""
+    start, left, right = (dict(model.named_parameters()) for model in (tiny_model(), trained, expected))
+    return max(distance(left[name] - start[name], right[name] - start[name]) for name in start)

@@ -5,10 +5,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate_runs import train_sharded
-from by_hand import LR, are_equal, batches, train_by_hand, warmup
+from by_hand import LR, are_equal, batches, largest_distance, train_by_hand, warmup
 from tiny_llama import model as tiny_model
 
-from builders import assert_same_state, distance, grads_of, mixed_params, quiet, run
+from builders import assert_same_state, grads_of, mixed_params, quiet, run
 from distributed.processes import in_processes
 from ldadam import LDAdamW, lowrank_param_groups
 from tolerances import TOLERANCES
@@ -65,23 +65,12 @@ def test_wrapping_hands_the_state_through_unchanged(error_dtype):
     assert_same_state(wrapped.optimizer, optimizers[1])
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[str, torch.Tensor]:
-    """What one process makes of the same batches."""
-    return dict(train_by_hand(4).named_parameters())
-
-
-def largest_distance(weights, others) -> float:
-    """Of what was learnt, by parameter."""
-    start = dict(tiny_model().named_parameters())
-    return max(distance(weights[name] - start[name], others[name] - start[name]) for name in start)
-
-
-def test_sharding_swaps_parameters_and_keeps_error_feedback(whole):
+def test_sharding_swaps_parameters_and_keeps_error_feedback():
+    sharded, without = tiny_model(), train_by_hand(4, error_feedback=False)
     for weights in in_processes(train_sharded, 2, 4, None):
-        assert largest_distance(weights, whole) < TOLERANCES["backend, float32, many steps"]
-    without = dict(train_by_hand(4, error_feedback=False).named_parameters())
-    assert largest_distance(without, whole) > 100 * TOLERANCES["backend, float32, many steps"]
+        sharded.load_state_dict(weights)
+        assert largest_distance(sharded, train_by_hand(4)) < TOLERANCES["backend, float32, many steps"]
+        assert largest_distance(sharded, without) > 100 * TOLERANCES["backend, float32, many steps"]
 
 
 def test_a_sharded_training_resumes_bit_by_bit(tmp_path):
