@@ -20,7 +20,9 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            starts_several = nodeid.startswith(("tests/distributed/", "tests/training/test_parallel.py"))
+            starts_several = nodeid.startswith(
+                ("tests/distributed/", "tests/training/test_parallel.py", "tests/integrations/test_accelerate.py")
+            )
             return "several processes" if starts_several else nodeid
 
     return Scheduling(config, log)

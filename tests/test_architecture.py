@@ -18,7 +18,7 @@ LAYERS = [
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
     {"description", "published", "in_backward", "ldadam"},
-    {"provenance", "live_bytes"},
+    {"provenance", "live_bytes", "monitor"},
     {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

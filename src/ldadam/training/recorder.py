@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from ldadam.monitor import SubspaceMonitor, bytes_by_category
 from ldadam.training.clock import OptimizerTimer, TrainingClock
 from ldadam.training.config import PretrainConfig, tokens_per_step
 from ldadam.training.layouts import SHARDED
 from ldadam.training.metrics import MetricsFile
-from ldadam.training.monitor import SubspaceMonitor, bytes_by_category
 from ldadam.training.ranks import Ranks
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import torch
 
 from ldadam import LDAdamW, describe, error_buffer
 from ldadam.layout import matrix_layout
-from ldadam.training.monitor import SubspaceMonitor, bytes_by_category, storage_bytes
+from ldadam.monitor import SubspaceMonitor, bytes_by_category, storage_bytes
 
 SHAPES = {"wide": (12, 30), "tall": (30, 12), "square": (16, 16), "experts": (3, 8, 14)}
 

@@ -9,6 +9,7 @@ which needs copies of the small m₋ and U₋ only. At a parameter's first step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from ldadam import error_buffer
 from ldadam.distributed import is_sharded
+from ldadam.optimizer import LDAdamW, param_name
 
 LOW_RANK_STATE = ("exp_avg", "basis")
 
@@ -91,6 +93,31 @@ def low_rank_gradient(before: _Before, exp_avg: Tensor, basis: Tensor) -> Tensor
         return exp_avg / (1 - before.beta1)
     carried = (basis.mT @ before.basis) @ before.exp_avg
     return (exp_avg - before.beta1 * carried) / (1 - before.beta1)
+
+
+def names_in(optimizer: LDAdamW) -> dict[Tensor, str]:
+    """The name of each parameter, as far as the optimizer knows it."""
+    return {
+        parameter: param_name(group, index, position)
+        for index, group in enumerate(optimizer.param_groups)
+        for position, parameter in enumerate(group["params"])
+    }
+
+
+def summary(monitor: SubspaceMonitor) -> dict[str, float]:
+    """After a step, a few numbers for a logger.
+
+    Returns:
+        `captured` and `captured_min`, the mean and the smallest of ‖UUᵀA‖/‖A‖ over matrices; `error_norm`, that of all
+        error buffers together; `state_bytes` of the optimizer on this rank. What was not measured is left out.
+    """
+    measured, values = monitor.after_step(), {}
+    if captured := measured["captured"].values():
+        values |= {"captured": sum(captured) / len(captured), "captured_min": min(captured)}
+    if norms := measured["error_norm"].values():
+        values["error_norm"] = math.hypot(*norms)
+    tensors = [value for state in monitor.optimizer.state.values() for value in state.values()]
+    return {**values, "state_bytes": float(storage_bytes(tensors))}
 
 
 def whole(tensor: Tensor) -> Tensor:

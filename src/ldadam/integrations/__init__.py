@@ -1,0 +1,1 @@
+"""LDAdamW inside other people's trainers: one module each, imported on demand, which alone imports its framework."""

@@ -1,0 +1,87 @@
+"""The loop that trainers are compared with, written out, and what came of two trainings."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from tiny_llama import model as tiny_model
+from tiny_llama import rows
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from builders import distance
+from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
+
+LR, BATCH_SIZE = 1e-2, 4
+
+
+def batches(batch_size: int = BATCH_SIZE) -> Iterator[dict[str, Tensor]]:
+    """The rows in order, again and again."""
+    examples = rows()
+    for start in itertools.cycle(range(0, len(examples), batch_size)):
+        chosen = examples[start : start + batch_size]
+        yield {key: torch.stack([row[key] for row in chosen]) for key in chosen[0]}
+
+
+def mean_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The loss of a micro-batch, divided by how many make a step."""
+    return model(**batch).loss / len(micro_batches)
+
+
+def token_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The sum over tokens, divided by those of the whole step; the first of a row is not predicted."""
+    num_tokens = sum(each["labels"][:, 1:].numel() for each in micro_batches)
+    return model(**batch, num_items_in_batch=torch.tensor(num_tokens)).loss
+
+
+def train_by_hand(
+    num_steps: int,
+    *,
+    loss_of: Callable[..., Tensor] = mean_loss,
+    accumulation: int = 1,
+    clip: float | None = None,
+    bf16: bool = False,
+    in_backward: bool = False,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    weight_decay: float = 0.0,
+    **options: Any,
+) -> nn.Module:
+    """The tiny model after steps of LDAdamW."""
+    model, stream = tiny_model(), batches()
+    optimizer = LDAdamW(lowrank_param_groups(model, rank=8, weight_decay=weight_decay), lr=LR, **options)
+    scheduler = schedule(optimizer) if schedule else None
+    if in_backward:
+        step_in_backward(optimizer, accumulation_steps=accumulation)
+    for _ in range(num_steps):
+        micro_batches = [next(stream) for _ in range(accumulation)]
+        for batch in micro_batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_of(model, batch, micro_batches)
+            loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        model.zero_grad()
+    return model
+
+
+def warmup(optimizer: Optimizer) -> LRScheduler:
+    """Linear over five steps."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 5))
+
+
+def are_equal(models: Sequence[nn.Module]) -> bool:
+    """Whether two models have the same bits in each parameter."""
+    left, right = (dict(model.named_parameters()) for model in models)
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def largest_distance(trained: nn.Module, expected: nn.Module) -> float:
+    """Between two trainings of the tiny model, relative to what the second has learnt, by parameter."""
+    start, left, right = (dict(model.named_parameters()) for model in (tiny_model(), trained, expected))
+    return max(distance(left[name] - start[name], right[name] - start[name]) for name in start)

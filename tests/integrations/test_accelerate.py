@@ -1,0 +1,79 @@
+"""LDAdamW in a loop with Hugging Face Accelerate, on one process and sharded over two."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate_runs import train_sharded
+from by_hand import LR, are_equal, batches, largest_distance, train_by_hand, warmup
+from tiny_llama import model as tiny_model
+
+from builders import assert_same_state, grads_of, mixed_params, quiet, run
+from distributed.processes import in_processes
+from ldadam import LDAdamW, lowrank_param_groups
+from tolerances import TOLERANCES
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Accelerate keeps one state for a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train_with_accelerate(*, accumulation: int, clip: float | None, bf16: bool) -> torch.nn.Module:
+    accelerator = Accelerator(
+        cpu=True, gradient_accumulation_steps=accumulation, mixed_precision="bf16" if bf16 else "no"
+    )
+    model = tiny_model()
+    optimizer = LDAdamW(lowrank_param_groups(model, rank=8), lr=LR)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, warmup(optimizer))
+    for _, batch in zip(range(4 * accumulation), batches(), strict=False):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            if clip is not None and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    return accelerator.unwrap_model(model)
+
+
+SETTINGS = {
+    "plain": {"accumulation": 1, "clip": None, "bf16": False},
+    "accumulation and clipping": {"accumulation": 2, "clip": 0.5, "bf16": False},
+    "bfloat16 autocast": {"accumulation": 1, "clip": None, "bf16": True},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_accelerate_is_the_loop_by_hand_with_error_feedback_on(settings):
+    model = train_with_accelerate(**settings)
+    assert are_equal([model, train_by_hand(4, schedule=warmup, **settings)])
+    assert not are_equal([model, train_by_hand(4, schedule=warmup, error_feedback=False, **settings)])
+
+
+@pytest.mark.parametrize("error_dtype", [None, "int8"])
+def test_wrapping_hands_the_state_through_unchanged(error_dtype):
+    """Accelerate loads an optimizer's own state dict into it."""
+    optimizers = []
+    for _ in range(2):
+        params = mixed_params(torch.bfloat16)
+        optimizers.append(quiet(params, rank=4, error_dtype=error_dtype))
+        run(optimizers[-1], params, grads_of(params, 3))
+    wrapped = Accelerator(cpu=True).prepare(optimizers[0])
+    assert_same_state(wrapped.optimizer, optimizers[1])
+
+
+def test_sharding_swaps_parameters_and_keeps_error_feedback():
+    sharded, without = tiny_model(), train_by_hand(4, error_feedback=False)
+    for weights in in_processes(train_sharded, 2, 4, None):
+        sharded.load_state_dict(weights)
+        assert largest_distance(sharded, train_by_hand(4)) < TOLERANCES["backend, float32, many steps"]
+        assert largest_distance(sharded, without) > 100 * TOLERANCES["backend, float32, many steps"]
+
+
+def test_a_sharded_training_resumes_bit_by_bit(tmp_path):
+    at_once, resumed = (in_processes(train_sharded, 2, 4, folder)[0] for folder in (None, tmp_path))
+    for name, weight in at_once.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)

@@ -1,0 +1,60 @@
+"""Options of an optimizer that arrive as text."""
+
+import pytest
+import torch
+
+from ldadam.integrations.options import build_optimizer
+
+TEXTS = {
+    "lr": ("1e-3", 1e-3),
+    "betas": ("(0.9, 0.99)", (0.9, 0.99)),
+    "eps": ("1e-6", 1e-6),
+    "rank": ("0.25", 0.25),
+    "error_feedback": ("False", False),
+    "error_dtype": ("int8", "int8"),
+    "backend": ("eager", "eager"),
+    "update_interval": ("4", 4),
+    "stochastic_rounding": ("true", True),
+}
+
+
+def model() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.Linear(48, 32))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_read_as_what_the_option_takes(name):
+    text, value = TEXTS[name]
+    optimizer = build_optimizer(model(), **{"lr": 1e-3, name: text})
+    assert optimizer.param_groups[0][name] == value
+    assert optimizer.param_groups[0][name] == build_optimizer(model(), **{"lr": 1e-3, name: value}).defaults[name]
+
+
+def test_patterns_and_overrides_are_read_as_text_too():
+    optimizer = build_optimizer(model(), lr=1e-3, rank="8", target_modules=r"0\.", rank_overrides="{'1.weight': 0.5}")
+    assert [(group["param_names"], group["rank"]) for group in optimizer.param_groups] == [
+        (["0.weight"], 8),
+        (["1.weight"], 4),
+        (["0.bias", "1.bias"], None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"rank": "sixteen"}, "rank must be a positive int.*rank='sixteen'"),
+        ({"error_feedback": "maybe"}, "error_feedback must be True or False.*'maybe'"),
+        ({"betas": "0.9"}, "betas must be two numbers"),
+        ({"rank_overrides": "8"}, "rank_overrides must map regular expressions to ranks, got '8'"),
+        ({"lr": "fast"}, "lr must be a finite number"),
+    ],
+    ids=str,
+)
+def test_text_that_is_no_value_of_the_option_is_refused_by_name(option, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(model(), **{"lr": 1e-3, **option})
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(TypeError, match="rnak"):
+        build_optimizer(model(), lr=1e-3, rnak="8")
