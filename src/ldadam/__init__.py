@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ldadam.in_backward import step_in_backward
     from ldadam.optimizer import LDAdamW
     from ldadam.param_groups import LDAdamWarning, lowrank_param_groups
-    from ldadam.planner import plan
+    from ldadam.planner import plan, suggest
     from ldadam.published import load_published_state
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "lowrank_param_groups",
     "plan",
     "step_in_backward",
+    "suggest",
 ]
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "lowrank_param_groups": "param_groups",
     "plan": "planner",
     "step_in_backward": "in_backward",
+    "suggest": "planner",
 }
 
 

@@ -23,8 +23,8 @@ from ldadam.training.launch import is_first_process
 app = typer.Typer(
     name="ldadam",
     help="Train language models with LDAdam.",
+    epilog="Exit codes: 0 success, 1 failure, 2 a request that cannot be met, 130 stopped by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; errors become one sentence on stderr."""
     debug = "--debug" in arguments
     try:
-        return app(arguments, standalone_mode=True) or 0
+        return app(arguments, prog_name="ldadam", standalone_mode=True) or 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except CommandError as error:

@@ -1,6 +1,8 @@
 """Every mistake is one sentence on stderr and an exit code; help is quick."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 
@@ -31,6 +33,25 @@ def test_help_loads_none_of_the_training_packages(help_and_modules):
 
 def test_help_does_not_load_torch(help_and_modules):
     assert "torch" not in help_and_modules[1]
+
+
+def test_the_command_itself_answers_without_torch():
+    """Half a second where torch alone takes two; seconds are not asserted, since they are the machine's."""
+    command = [sys.executable, "-X", "importtime", "-m", "ldadam", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if line.count("|") == 2}
+    assert {"typer", "ldadam"} <= loaded
+    assert not {"torch", "numpy", "transformers"} & loaded
+    assert "Exit codes: 0 success, 1 failure, 2 a request that cannot be met, 130" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(("typed", "offered"), [(["pl"], "plan"), (["plan", "--error-d"], "--error-dtype")])
+def test_a_shell_completes_commands_and_options(typed, offered):
+    words = ["ldadam", *typed]
+    asked = {"_LDADAM_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(typed))}
+    command = [sys.executable, "-m", "ldadam"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **asked})
+    assert done.stdout.split() == [offered]
 
 
 def test_without_the_train_extra_the_command_says_what_to_install(monkeypatch):
@@ -90,6 +111,22 @@ def test_debug_shows_the_traceback(capsys):
     errors = capsys.readouterr().err
     assert "Traceback" in errors
     assert errors.strip().splitlines()[-1].startswith("ldadam: unknown preset")
+
+
+def test_no_command_at_all_is_exit_code_2(capsys):
+    assert ldadam() == 2
+    assert "pretrain" in capsys.readouterr().out
+
+
+def test_help_and_success_are_exit_code_0(capsys):
+    assert ldadam("--help") == 0
+    assert ldadam("plan", "--model", "8x16:1", "--rank", "2", "--device", "cpu") == 0
+
+
+def test_ctrl_c_in_a_command_that_has_nothing_to_save_is_exit_code_130(monkeypatch, capsys):
+    monkeypatch.setattr("ldadam.planner.command.run_plan", lambda **_: signal.raise_signal(signal.SIGINT))
+    assert ldadam("plan") == 130
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_unexpected_failure_is_exit_code_1(monkeypatch, capsys):

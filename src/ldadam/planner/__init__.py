@@ -2,5 +2,6 @@
 
 from ldadam.planner.footprint import Footprint, StateBytes
 from ldadam.planner.planning import Plan, plan
+from ldadam.planner.suggestion import Suggestion, suggest
 
-__all__ = ["Footprint", "Plan", "StateBytes", "plan"]
+__all__ = ["Footprint", "Plan", "StateBytes", "Suggestion", "plan", "suggest"]

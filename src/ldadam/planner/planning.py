@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,15 +28,15 @@ OPTIMIZERS = ("ldadamw", *PEERS)
 class Settings:
     """What a plan is for; `plan` says what each means."""
 
-    optimizer: str
-    batch: int | None
-    seq: int | None
-    step_in_backward: bool
-    checkpointing: bool
-    devices: int
-    sharding: str
-    device: str
     options: Mapping[str, Any]
+    optimizer: str = "ldadamw"
+    batch: int | None = None
+    seq: int | None = None
+    step_in_backward: bool = False
+    checkpointing: bool = False
+    devices: int = 1
+    sharding: str = "fsdp"
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be.
@@ -152,6 +152,7 @@ def plan(
     """
     options = {"rank": rank, "error_dtype": error_dtype, "error_feedback": error_feedback, "proj_type": proj_type}
     settings = Settings(
+        {**options, "backend": backend},
         optimizer,
         batch,
         seq,
@@ -160,20 +161,45 @@ def plan(
         devices,
         sharding,
         device,
-        {**options, "backend": backend},
     )
-    found = find_model(model, rank=rank, dtype=_as_dtype(dtype))
+    return plan_of(find_run(model, settings, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A model, the optimizer that would step it, and every weight as that optimizer sees it."""
+
+    model: PlannedModel
+    ours: LDAdamW
+    shards: list[Shard]
+    settings: Settings
+
+
+def find_run(
+    model: nn.Module | str | Mapping[str, Sequence[int]], settings: Settings, *, dtype: str | torch.dtype | None
+) -> PlannedRun:
+    """What a run with these settings would train; arguments as in `plan`.
+
+    Raises:
+        ValueError: an option is out of range, or the model is unknown.
+    """
+    found = find_model(model, rank=settings.options["rank"], dtype=_as_dtype(dtype))
     ours = LDAdamW(found.groups, **settings.options)
-    shards = find_shards(ours, parts=settings.parts)
-    names = (optimizer, *(name for name in OPTIMIZERS if name != optimizer))
+    return PlannedRun(found, ours, find_shards(ours, parts=settings.parts), settings)
+
+
+def plan_of(run: PlannedRun) -> Plan:
+    """The plan of a run, with all optimizers beside the one that was asked for."""
+    settings = run.settings
+    names = (settings.optimizer, *(name for name in OPTIMIZERS if name != settings.optimizer))
     return Plan(
-        model=found.name,
-        num_weights=sum(weight.numel() for weight in [*found.frozen, *(shard.param for shard in shards)]),
-        dtype=str(shards[0].param.dtype).removeprefix("torch."),
+        model=run.model.name,
+        num_weights=sum(weight.numel() for weight in [*run.model.frozen, *(shard.param for shard in run.shards)]),
+        dtype=str(run.shards[0].param.dtype).removeprefix("torch."),
         settings=settings,
-        backend=explain(backend, torch.device(device)),
-        footprints=tuple(_footprint(name, found, ours, shards, settings) for name in names),
-        traffic=_traffic(shards, settings),
+        backend=explain(settings.options["backend"], torch.device(settings.device)),
+        footprints=tuple(_footprint(name, run) for name in names),
+        traffic=_traffic(run.shards, settings),
     )
 
 
@@ -184,9 +210,16 @@ def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     raise ValueError(f"dtype must be a floating-point dtype such as bfloat16 or float32, got {dtype!r}")
 
 
-def _footprint(name: str, model: PlannedModel, ours: LDAdamW, shards: list[Shard], settings: Settings) -> Footprint:
+def _footprint(name: str, run: PlannedRun) -> Footprint:
+    peak = _step_peak(run.ours, run.settings) if name == "ldadamw" else _PEAK_OF_PEERS.get(name)
+    return replace(footprint_without_peak(name, run), step_peak=peak)
+
+
+def footprint_without_peak(name: str, run: PlannedRun) -> Footprint:
+    """The footprint but for the peak of the step, which takes seconds to find: a lower bound."""
+    settings, shards = run.settings, run.shards
     gradients = [shard.local.nbytes for shard in shards]
-    frozen = sum(local_part(weight, settings.parts).nbytes for weight in model.frozen)
+    frozen = sum(local_part(weight, settings.parts).nbytes for weight in run.model.frozen)
     is_ours, is_divided = name == "ldadamw", settings.devices > 1
     packing = {"sharding": settings.sharding, "packed": not settings.step_in_backward}
     return Footprint(
@@ -194,9 +227,9 @@ def _footprint(name: str, model: PlannedModel, ours: LDAdamW, shards: list[Shard
         weights=sum(gradients) + frozen,
         gradients=max(gradients) if settings.step_in_backward else sum(gradients),
         state=_state(name, shards),
-        step_peak=_step_peak(ours, settings) if is_ours else _PEAK_OF_PEERS.get(name),
+        step_peak=None,
         messages=message_bytes(shards, **packing) if is_ours and is_divided else 0,
-        activations=_activations(model, shards, settings),
+        activations=_activations(run.model, shards, settings),
         gathered=gathered_bytes(shards) if settings.parts > 1 else 0,
         step_in_backward=settings.step_in_backward,
     )
