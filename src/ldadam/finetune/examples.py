@@ -66,10 +66,11 @@ def is_held_out(text: str) -> bool:
 
 def split_by_hash(examples: Sequence[T], text_of: Callable[[T], str]) -> tuple[list[T], list[T]]:
     """Training and validation. Of examples with equal texts the first one counts."""
-    distinct = {text_of(example): example for example in reversed(examples)}
-    in_order = list(reversed(distinct.items()))
-    train = [example for text, example in in_order if not is_held_out(text)]
-    validation = [example for text, example in in_order if is_held_out(text)]
+    distinct: dict[str, T] = {}
+    for example in examples:
+        distinct.setdefault(text_of(example), example)
+    train = [example for text, example in distinct.items() if not is_held_out(text)]
+    validation = [example for text, example in distinct.items() if is_held_out(text)]
     return train, validation
 
 
