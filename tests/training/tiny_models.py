@@ -47,14 +47,16 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def save_encoder(folder: Path) -> Path:
-    """A BERT with random weights and a tokenizer of its own; dropout is on, so that a resumed run needs its dice."""
+def save_encoder(folder: Path, *, dropout: float = 0.1) -> Path:
+    """A BERT with random weights and a tokenizer of its own."""
     from transformers import BertConfig, BertModel, set_seed
 
     tokenizer = _save_tokenizer(folder, [row["sentence"] for row in labelled_rows()])
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **dropouts)
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
