@@ -19,7 +19,7 @@ LAYERS = [
     {"optimizer"},
     {"description", "published", "in_backward", "ldadam"},
     {"provenance", "live_bytes", "monitor"},
-    {"integrations", "planner", "training", "report", "bench", "recipes", "cli", "__main__"},
+    {"integrations", "planner", "training", "finetune", "report", "bench", "recipes", "cli", "__main__"},
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 

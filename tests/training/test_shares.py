@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from ldadam.training.packing import PackedBlocks
+from ldadam.training.passes import ShuffledPasses
 from ldadam.training.shares import IGNORED, share_of_rank, validation_share
 
 BLOCKS = torch.arange(24).reshape(12, 2)
@@ -26,7 +26,7 @@ def in_order(blocks):
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_each_batch_is_dealt_out(size, streamed):
-    blocks = Stream() if streamed else PackedBlocks(BLOCKS, num_samples=12, seed=3)
+    blocks = Stream() if streamed else ShuffledPasses(BLOCKS, num_samples=12, seed=3)
     whole = in_order(blocks)
     found = [in_order(share) for share in shares(blocks, size)]
     length = 4 // size

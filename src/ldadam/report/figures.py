@@ -50,7 +50,7 @@ class Panel:
     title: str
     caption: str
     draw: Callable[[Axes, Sequence[RunData]], None]
-    low_rank_only: bool = False
+    needs: str | None = None  # what a run must have recorded to be shown
 
 
 def color_of(index: int) -> str:
@@ -80,7 +80,7 @@ def _draw_loss(ax: Axes, runs: Sequence[RunData], *, against: str) -> None:
     if finite:
         low, high = min(finite), max(finite)
         ax.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
-    ax.set_ylabel("loss (nats per token)")
+    ax.set_ylabel(f"loss ({runs[0].facts['loss_unit']})")
     ax.legend()
 
 
@@ -94,6 +94,18 @@ def draw_loss_by_time(ax: Axes, runs: Sequence[RunData]) -> None:
     """Loss against seconds."""
     _draw_loss(ax, runs, against="seconds")
     ax.set_xlabel("training time (seconds)")
+
+
+def draw_scores(ax: Axes, runs: Sequence[RunData]) -> None:
+    """Every score of the task against steps: a color per run, a marker per score."""
+    for index, run in enumerate(runs):
+        steps, scores = run.per_name("scores")
+        for marker, (name, values) in zip("osD^v", scores.items(), strict=False):
+            label = f"{run.name}, {name.replace('_', ' ')}"
+            ax.plot(steps, values, f"{marker}-", color=color_of(index), markersize=4, label=label)
+    ax.set_xlabel("optimizer steps")
+    ax.set_ylabel("score on the validation examples")
+    ax.legend()
 
 
 def draw_learning_rate(ax: Axes, runs: Sequence[RunData]) -> None:
@@ -128,7 +140,7 @@ def draw_step_time(ax: Axes, runs: Sequence[RunData]) -> None:
 def draw_captured_map(ax: Axes, runs: Sequence[RunData]) -> None:
     """Captured fraction of every matrix over time: a row per matrix, grouped by kind, layers downwards."""
     run = low_rank_runs(runs)[0]
-    steps, matrices = run.per_matrix("captured")
+    steps, matrices = run.per_name("captured")
     groups = by_kind(matrices)
     rows = np.array([row for group in groups.values() for row in group])
     edges = np.array([0, *steps], dtype=float)
@@ -147,7 +159,7 @@ def draw_captured_map(ax: Axes, runs: Sequence[RunData]) -> None:
 
 def _draw_kinds(ax: Axes, runs: Sequence[RunData], value: str, combine: Callable[[np.ndarray], np.ndarray]) -> None:
     run = low_rank_runs(runs)[0]
-    steps, matrices = run.per_matrix(value)
+    steps, matrices = run.per_name(value)
     for index, (kind, rows) in enumerate(by_kind(matrices).items()):
         ax.plot(steps, combine(np.array(rows)), color=KIND_COLORS[index % len(KIND_COLORS)], label=kind)
     ax.set_xlabel("optimizer steps")
@@ -197,15 +209,21 @@ def draw_memory(ax: Axes, runs: Sequence[RunData]) -> None:
 
 def low_rank_runs(runs: Sequence[RunData]) -> list[RunData]:
     """Runs whose optimizer has a subspace that was measured."""
-    return [run for run in runs if run.per_matrix("captured")[0]]
+    return [run for run in runs if run.per_name("captured")[0]]
+
+
+def has(runs: Sequence[RunData], value: str | None) -> bool:
+    """Whether any of the runs has recorded `value`."""
+    return value is None or any(run.per_name(value)[0] for run in runs)
 
 
 PANELS = (
     Panel(
         "Loss by step",
-        "Validation loss is per token over held-out documents. Training loss is a trailing mean.",
+        "Validation loss is the mean over what was held out. Training loss is a trailing mean.",
         draw_loss_by_step,
     ),
+    Panel("Scores", "The task's own scores on held-out examples.", draw_scores, needs="scores"),
     Panel(
         "Loss by time",
         "Evaluation, measuring the subspace and writing checkpoints are not counted.",
@@ -222,31 +240,31 @@ PANELS = (
         "What the subspace captures, by module",
         "A = G + E is the gradient with the error feedback added; U is the basis. Mean over layers.",
         draw_captured_kinds,
-        low_rank_only=True,
+        needs="captured",
     ),
     Panel(
         "What the subspace captures, every matrix",
         "One row per weight matrix, grouped by module, first layer on top of each group.",
         draw_captured_map,
-        low_rank_only=True,
+        needs="captured",
     ),
     Panel(
         "Error buffer",
         "What the projection dropped and later steps will get back. All layers of a module together.",
         draw_error_norm,
-        low_rank_only=True,
+        needs="captured",
     ),
 )
 
 
 def panels_for(runs: Sequence[RunData]) -> list[Panel]:
     """The panels that have something to show for these runs."""
-    return [panel for panel in PANELS if not panel.low_rank_only or low_rank_runs(runs)]
+    return [panel for panel in PANELS if has(runs, panel.needs)]
 
 
 def panel_title(panel: Panel, runs: Sequence[RunData]) -> str:
     """The panel's title; with several runs it names the one that a single-run panel shows."""
-    if panel.low_rank_only and len(runs) > 1:
+    if panel.needs == "captured" and len(runs) > 1:
         return f"{panel.title} ({low_rank_runs(runs)[0].name})"
     return panel.title
 

@@ -29,7 +29,7 @@ td.differs { background: #fff6e0; } details { margin: 1em 0; } summary { cursor:
 def write_report(folders: Sequence[Path], out: Path, *, names: Sequence[str] | None = None) -> Path:
     """Write `report.png` and `report.html` into `out` and return the page's path."""
     runs = [load_run(folder, name=name) for folder, name in zip(folders, names or _names(folders), strict=True)]
-    title = f"{_model(runs[0])}: {' and '.join(run.name for run in runs)}"
+    title = f"{runs[0].facts['title']}: {' and '.join(run.name for run in runs)}"
     out.mkdir(parents=True, exist_ok=True)
     draw_all(runs, title).savefig(out / "report.png", dpi=110)
     page = out / "report.html"
@@ -41,10 +41,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """Folder names, or whole paths where two folders are called the same."""
     short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-
-
-def _model(run: RunData) -> str:
-    return f"{run.config['preset']} preset on {run.config['corpus']}"
 
 
 def render(runs: Sequence[RunData], title: str) -> str:
@@ -89,8 +85,9 @@ def image(figure: Figure, *, alt: str) -> str:
 
 def summary_rows(runs: Sequence[RunData]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the comparison: the same for the page, the terminal and Markdown."""
+    scores = list(dict.fromkeys(name for run in runs for name in run.scores()))
     headings = [
-        *("run", "rank", "peak lr", "validation loss", "training (s)"),
+        *("run", "rank", "peak lr", "validation loss", *(name.replace("_", " ") for name in scores), "training (s)"),
         *("optimizer (s)", "optimizer share", "optimizer state (MiB)"),
     ]
     rows = []
@@ -103,6 +100,7 @@ def summary_rows(runs: Sequence[RunData]) -> tuple[list[str], list[list[str]]]:
                 "full" if found["rank"] is None else f"{found['rank']:g}",
                 f"{found['lr']:g}",
                 "-" if loss is None else f"{loss:.4f}",
+                *(f"{run.scores()[name]:.4f}" if name in run.scores() else "-" for name in scores),
                 f"{found['seconds']:.1f}",
                 f"{found['optimizer_seconds']:.1f}",
                 f"{100 * found['optimizer_share']:.1f} %",

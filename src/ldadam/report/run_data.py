@@ -29,12 +29,16 @@ class RunData:
         records = [record for record in self.metrics if value in record]
         return [record[against] for record in records], [record[value] for record in records]
 
-    def per_matrix(self, value: str) -> tuple[list[int], dict[str, list[float]]]:
-        """Steps, and for each matrix its `value` at those steps; empty for optimizers without a subspace."""
+    def per_name(self, value: str) -> tuple[list[int], dict[str, list[float]]]:
+        """Steps, and what each record says under `value` by name: of a matrix, or of a score. Empty where none does."""
         records = [record for record in self.metrics if record.get(value)]
         names = list(records[-1][value]) if records else []
         steps = [record["step"] for record in records]
         return steps, {name: [record[value].get(name, float("nan")) for record in records] for name in names}
+
+    def scores(self) -> dict[str, float]:
+        """What the last evaluation of a fine-tuned model gave."""
+        return {name: values[-1] for name, values in self.per_name("scores")[1].items()}
 
     def weighted_total(self, value: str) -> float:
         """Sum over steps of a per-step average."""
@@ -57,6 +61,7 @@ class RunData:
             "steps": last["step"],
             "tokens": last["tokens"],
             "final_validation_loss": validation[-1] if validation else None,
+            "final_scores": self.scores(),
             "seconds": last["seconds"],
             "optimizer_seconds": optimizer_seconds,
             "optimizer_share": optimizer_seconds / last["seconds"],

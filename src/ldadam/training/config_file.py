@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import difflib
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
-from ldadam.training.config import FIELDS, TYPES
 from ldadam.training.errors import UsageError
+from ldadam.training.run_config import RunConfig, fields_of, plain_types
 
 
-def plain_types(name: str) -> tuple[type, ...]:
-    """The types that field `name` accepts besides None."""
-    members = typing.get_args(TYPES[name]) or (TYPES[name],)
-    return tuple(member for member in members if member is not type(None))
-
-
-def parse_value(name: str, value: Any, *, where: str) -> Any:
-    """`value` as the type of field `name`; YAML's `1e-3` arrives as a string and is a number all the same."""
-    kinds = plain_types(name)
-    if value is None or (isinstance(value, bool) and bool in kinds):
+def parse_value(kind: type[RunConfig], name: str, value: Any, *, where: str) -> Any:
+    """`value` as the type of field `name` of `kind`; YAML's `1e-3` arrives as a string and is a number all the same."""
+    types = plain_types(kind, name)
+    if value is None or (isinstance(value, bool) and bool in types):
         return value
     if not isinstance(value, bool):
-        if str in kinds and isinstance(value, str):
-            return check_choice(name, value, where=where)
-        for kind in kinds:
-            if kind in (int, float) and (converted := _number(value, kind)) is not None:
+        if str in types and isinstance(value, str):
+            return check_choice(kind, name, value, where=where)
+        for number in types:
+            if number in (int, float) and (converted := _number(value, number)) is not None:
                 return converted
-    expected = " or ".join(kind.__name__ for kind in kinds)
+    expected = " or ".join(one.__name__ for one in types)
     raise UsageError(f"{name} must be {expected}, got {value!r} in {where}")
 
 
@@ -44,16 +37,16 @@ def _number(value: Any, kind: type) -> int | float | None:
     return int(number) if number.is_integer() else None
 
 
-def check_choice(name: str, value: str, *, where: str) -> str:
+def check_choice(kind: type[RunConfig], name: str, value: str, *, where: str) -> str:
     """`value` if the field has no fixed choices or this is one of them."""
-    choices = FIELDS[name].metadata["choices"]
+    choices = fields_of(kind)[name].metadata["choices"]
     if choices and value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r} in {where}")
     return value
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a .yaml or .toml file, checked; names are the fields' (dashes count as underscores)."""
+def read_config_file(path: Path, kind: type[RunConfig]) -> dict[str, Any]:
+    """The settings in a .yaml or .toml file, checked; names are the fields' of `kind` (dashes count as underscores)."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,9 +57,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     settings = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in FIELDS:
-            raise UsageError(f"unknown key {key!r} in {path}{_closest(name)}")
-        settings[name] = parse_value(name, value, where=str(path))
+        if name not in fields_of(kind):
+            raise UsageError(f"unknown key {key!r} in {path}{_closest(kind, name)}")
+        settings[name] = parse_value(kind, name, value, where=str(path))
     return settings
 
 
@@ -91,6 +84,7 @@ def _parse_file(path: Path, text: str) -> Any:
     raise UsageError(f"config file {path} must end in .yaml or .toml")
 
 
-def _closest(name: str) -> str:
-    matches = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
-    return f": did you mean {matches[0]!r}?" if matches else f": expected one of {', '.join(FIELDS)}"
+def _closest(kind: type[RunConfig], name: str) -> str:
+    names = fields_of(kind)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f": did you mean {matches[0]!r}?" if matches else f": expected one of {', '.join(names)}"

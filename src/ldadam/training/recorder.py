@@ -12,10 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ldadam.monitor import SubspaceMonitor, bytes_by_category
 from ldadam.training.clock import OptimizerTimer, TrainingClock
-from ldadam.training.config import PretrainConfig, tokens_per_step
 from ldadam.training.layouts import SHARDED
 from ldadam.training.metrics import MetricsFile
 from ldadam.training.ranks import Ranks
+from ldadam.training.run_config import RunConfig
 
 if TYPE_CHECKING:
     from ldadam.training.progress import Progress
@@ -31,7 +31,7 @@ class Recorder(TrainerCallback):
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: RunConfig,
         run: Path,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -52,8 +52,11 @@ class Recorder(TrainerCallback):
         self.lr = 0.0
         self.loss_sum = 0.0
         self.num_losses = 0
+        self.num_tokens = 0
+        self.tokens_at_last_record = 0
         self.seconds_at_last_record = 0.0
         self._new_losses: list[Tensor] = []
+        self._new_tokens: list[int | Tensor] = []
         self._measured: dict[str, dict[str, float]] = {}
         self._pending: dict[str, Any] | None = None
         self._memory_written = False
@@ -61,15 +64,18 @@ class Recorder(TrainerCallback):
 
     # What the trainer tells
 
-    def add_loss(self, loss: Tensor) -> None:
-        """One micro-batch's share of the loss of the current step."""
+    def add_loss(self, loss: Tensor, num_tokens: int | Tensor) -> None:
+        """One micro-batch's share of the loss of the current step, and its tokens on this rank."""
         self._new_losses.append(loss)
+        self._new_tokens.append(num_tokens)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the record to continue as if nothing had happened."""
         return {
             "loss_sum": self.loss_sum,
             "num_losses": self.num_losses,
+            "num_tokens": self.num_tokens,
+            "tokens_at_last_record": self.tokens_at_last_record,
             "seconds": self.clock.seconds(),
             "seconds_at_last_record": self.seconds_at_last_record,
         }
@@ -78,6 +84,7 @@ class Recorder(TrainerCallback):
         """Take over the state of a checkpoint; returns the seconds that were spent before it."""
         state = json.loads(path.read_text(encoding="utf-8"))
         self.loss_sum, self.num_losses = state["loss_sum"], state["num_losses"]
+        self.num_tokens, self.tokens_at_last_record = state["num_tokens"], state["tokens_at_last_record"]
         self.seconds_at_last_record = state["seconds_at_last_record"]
         return state["seconds"]
 
@@ -136,23 +143,25 @@ class Recorder(TrainerCallback):
         assert self.config.log_every
         self.ranks.waiting_for = f"the loss of step {state.global_step}"
         step_loss = self.ranks.mean(torch.stack(self._new_losses).sum().item())
-        self._new_losses = []
+        step_tokens = int(sum(self._new_tokens)) * self.ranks.size
+        self._new_losses, self._new_tokens = [], []
+        self.num_tokens += step_tokens
         self.loss_sum += step_loss
         self.num_losses += 1
         if self._progress is not None:
-            self._progress.advance(state.global_step, step_loss)
+            self._progress.advance(state.global_step, step_loss, step_tokens)
         if state.global_step % self.config.log_every == 0 or control.should_evaluate or self._measured:
             self._pending = self._record(state.global_step)
         if not control.should_evaluate:
             self._write_pending()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        """Complete the record of this step with the validation loss."""
-        loss = event["metrics"]["eval_loss"]
+        """Complete the record of this step with the validation loss, and the task's own scores where it has some."""
+        loss, scores = event["metrics"]["eval_loss"], event["metrics"].get("eval_scores", {})
         if self._pending is not None:
-            self._pending["val_loss"] = loss
+            self._pending |= {"val_loss": loss, **({"scores": scores} if scores else {})}
         if self._progress is not None:
-            self._progress.evaluated(state.global_step, loss)
+            self._progress.evaluated(state.global_step, loss, scores)
         self._write_pending()
 
     # Records
@@ -164,15 +173,15 @@ class Recorder(TrainerCallback):
             "step": step,
             "loss": self.loss_sum / steps,
             "lr": self.lr,
-            "tokens": step * tokens_per_step(self.config),
+            "tokens": self.num_tokens,
             "seconds": seconds,
             "step_seconds": step_seconds,
             "optimizer_seconds": optimizer_seconds / steps,
-            "tokens_per_second": tokens_per_step(self.config) / step_seconds,
+            "tokens_per_second": (self.num_tokens - self.tokens_at_last_record) / (steps * step_seconds),
             **self._measured,
         }
         self.loss_sum, self.num_losses, self._measured = 0.0, 0, {}
-        self.seconds_at_last_record = seconds
+        self.seconds_at_last_record, self.tokens_at_last_record = seconds, self.num_tokens
         return record
 
     def _write_pending(self) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ldadam import provenance
 from ldadam.provenance import command, hardware
 from ldadam.training import checkpoints
-from ldadam.training.config import PretrainConfig, differences, merge, resolve, save_config
 from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import UsageError
 from ldadam.training.launch import program
 from ldadam.training.metrics import MetricsFile
+from ldadam.training.run_config import Config, RunConfig, differences, merge, save_config
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
@@ -29,15 +30,17 @@ def refuse_existing(run: Path) -> None:
         raise UsageError(f"out must be a folder, and {run} is a file")
 
 
-def reopen(settings: dict[str, Any]) -> PretrainConfig:
+def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict[str, Any]], Config]) -> Config:
     """The configuration of the run to be resumed, with those of `settings` that may change."""
-    run = Path(settings.get("out") or PretrainConfig.out)
+    run = Path(settings.get("out") or kind.out)
     if not (run / CONFIG_FILE).exists():
         raise UsageError(f"{run} holds no run to resume: there is no {CONFIG_FILE}; leave out --resume to start one")
-    recorded = read_config_file(run / CONFIG_FILE)
+    if (subcommand := _subcommand(run)) != kind.subcommand:
+        raise UsageError(f"{run} holds a run of `ldadam {subcommand}`, which resumes it")
+    recorded = read_config_file(run / CONFIG_FILE, kind)
     if settings.get("parallel") is not None:
         recorded["shard_size"] = None  # belongs to the layout that it was recorded with
-    saved = PretrainConfig(**{**recorded, "out": str(run)})
+    saved = kind(**{**recorded, "out": str(run)})
     # A preset or optimizer named again must not bring its defaults back over what was recorded.
     asked = dataclasses.replace(saved, **{k: v for k, v in merge(settings).items() if k != "tokens"})
     if settings.get("tokens") is not None:
@@ -47,15 +50,21 @@ def reopen(settings: dict[str, Any]) -> PretrainConfig:
     return asked
 
 
-def create(run: Path, config: PretrainConfig, facts: dict[str, Any]) -> None:
+def _subcommand(run: Path) -> str:
+    """The subcommand that began a run."""
+    return json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["subcommand"]
+
+
+def create(run: Path, config: RunConfig, facts: dict[str, Any]) -> None:
     """Make the folder and write the resolved configuration and the circumstances of the run."""
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / CONFIG_FILE)
-    record = {"seed": config.seed, "command": command(), **versions(), "hardware": hardware(), **facts}
+    made_by = {"subcommand": config.subcommand, "command": command(), "seed": config.seed}
+    record = {**made_by, **versions(), "hardware": hardware(), **facts}
     (run / RUN_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def record_layout(run: Path, config: PretrainConfig, *, world_size: int, after_step: int) -> None:
+def record_layout(run: Path, config: RunConfig, *, world_size: int, after_step: int) -> None:
     """Add to the record from which step on the run was shared by how many processes, and how."""
     record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
     part = {"after_step": after_step, "parallel": config.parallel, "world_size": world_size}
@@ -66,12 +75,11 @@ def record_layout(run: Path, config: PretrainConfig, *, world_size: int, after_s
 
 
 def check_same_circumstances(run: Path, fingerprint: str) -> None:
-    """A resumed run must see the tokens that it began with; with another torch it is told what to expect."""
+    """A resumed run must see the data that it began with; with another torch it is told what to expect."""
     begun = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
     if begun["fingerprint"] != fingerprint:
         raise UsageError(
-            f"{run} cannot be resumed: the corpus has changed since the run began (other tokens come out of it); "
-            f"restore the corpus, or choose another --out"
+            f"{run} cannot be resumed: the data has changed since the run began; restore it, or choose another --out"
         )
     now = versions()
     changed = [f"{name} {begun[name]} is now {now[name]}" for name in ("python", "torch") if begun[name] != now[name]]
@@ -94,7 +102,8 @@ def what_can_be_resumed(run: Path) -> str:
     saved = list(checkpoints.checkpoint_steps(run).values())
     if not saved:
         return "there is no checkpoint yet, start again"
-    return f"the last good checkpoint is {saved[-1].name}, continue with `{program()} pretrain --resume --out {run}`"
+    again = f"{program()} {_subcommand(run)} --resume --out {run}"
+    return f"the last good checkpoint is {saved[-1].name}, continue with `{again}`"
 
 
 def versions() -> dict[str, Any]:

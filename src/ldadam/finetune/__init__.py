@@ -1,0 +1,1 @@
+"""`ldadam finetune`: ready models trained further, to classify texts or to answer prompts."""

