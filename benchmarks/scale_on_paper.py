@@ -6,9 +6,9 @@ Prints the tables of docs/distributed.md. Llamas of 7B, 70B and 405B weights in 
 shorter side of each matrix, everything but the matrices of the layers by AdamW; without activations. A device sends
 each number of an all-reduce about twice, by the ring algorithm; gradients in bfloat16, factors in float32.
 
-Dion: by table 1 of arXiv 2504.05295v1, for a matrix of m x n, m <= n, at rank r: a state of m n + n r numbers; (m + 1) r
-numbers are sent where weights are sharded, and (m + n) r where gradients are averaged, instead of m n. Its state is
-counted in bfloat16, as AdamW's is, and as evenly divided. LDAdamW's moments and bases are float32.
+Dion: by table 1 of arXiv 2504.05295v1, for a matrix of m x n, m <= n, at rank r: a state of m n + n r numbers; of m n
+numbers, (m + n) r are sent where gradients are averaged, and (m + 1) r where weights are sharded. Its state is counted
+in bfloat16, as AdamW's is, and as evenly divided. LDAdamW's moments and bases are float32.
 """
 
 import warnings
