@@ -41,13 +41,13 @@ def main() -> None:
         accumulate_grad_batches=2,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
-        callbacks=[SubspaceCallback()],
+        # Of an epoch that `max_steps` has ended, a checkpoint made at its end would repeat a batch.
+        callbacks=[SubspaceCallback(), ModelCheckpoint(options.out, filename="{step}", every_n_train_steps=10)],
     )
-    module, checkpoint = LanguageModel(), options.out / "last.ckpt"
+    module = LanguageModel()
     rows = DataLoader(tiny_llama.rows(40), batch_size=4)
-    trainer.fit(module, rows, ckpt_path=checkpoint if options.resume else None, weights_only=True)
-    trainer.save_checkpoint(checkpoint)
+    checkpoint = options.out / "step=10.ckpt" if options.resume else None
+    trainer.fit(module, rows, ckpt_path=checkpoint, weights_only=True)
     save_file(module.llama.state_dict(), options.out / "model.safetensors")
 
 

@@ -39,6 +39,7 @@ def token_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequen
 def train_by_hand(
     num_steps: int,
     *,
+    model: nn.Module | None = None,
     loss_of: Callable[..., Tensor] = mean_loss,
     accumulation: int = 1,
     clip: float | None = None,
@@ -48,8 +49,8 @@ def train_by_hand(
     weight_decay: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """The tiny model after steps of LDAdamW."""
-    model, stream = tiny_model(), batches()
+    """A model, by default the tiny one, after steps of LDAdamW."""
+    model, stream = model or tiny_model(), batches()
     optimizer = LDAdamW(lowrank_param_groups(model, rank=8, weight_decay=weight_decay), lr=LR, **options)
     scheduler = schedule(optimizer) if schedule else None
     if in_backward:
