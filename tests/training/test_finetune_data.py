@@ -116,15 +116,19 @@ def test_a_glue_task_of_numbers(on_the_hub):
 
 def test_each_choice_of_copa_is_an_example(on_the_hub):
     row = {"premise": "It rained.", "question": "effect", "choice1": "Wet.", "choice2": "Dry.", "label": 0, "idx": 4}
-    on_the_hub([row])
+    on_the_hub([row, {**row, "label": 1, "idx": 5}])
     text = "It rained. What was the effect?"
-    assert open_hub_task("superglue-copa").train == [Example(text, "Wet.", 1, 4), Example(text, "Dry.", 0, 4)]
+    first, second = ([Example(text, "Wet.", a, n), Example(text, "Dry.", 1 - a, n)] for a, n in ((1, 0), (0, 1)))
+    assert open_hub_task("superglue-copa").train == [*first, *second]
 
 
 def test_answers_of_multirc_know_their_question(on_the_hub):
-    idx = {"paragraph": 1, "question": 5, "answer": 2}
-    on_the_hub([{"paragraph": "P.", "question": "Q?", "answer": "A", "label": 1, "idx": idx}])
-    assert open_hub_task("superglue-multirc").train == [Example("P. Q?", "A", 1, 5)]
+    places = [(1, 5, 2), (1, 5, 3), (2, 5, 0)]
+    row = {"paragraph": "P.", "question": "Q?", "answer": "A", "label": 1}
+    on_the_hub([{**row, "idx": dict(zip(("paragraph", "question", "answer"), p, strict=True))} for p in places])
+    found = open_hub_task("superglue-multirc").train
+    assert found[0] == Example("P. Q?", "A", 1, 0)
+    assert [example.group for example in found] == [0, 0, 1]
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch):

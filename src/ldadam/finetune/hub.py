@@ -19,7 +19,7 @@ class HubTask:
 
     Attributes:
         text, pair: templates over the columns of a row.
-        group: the column, or the key of `idx`, that tells which rows are choices for one question.
+        group: the same for what tells which rows are choices for one question.
     """
 
     repository: str
@@ -28,7 +28,7 @@ class HubTask:
     text: str
     pair: str | None = None
     validation: str = "validation"
-    group: str | None = None
+    group: str = ""
 
 
 def _nli(repository: str, config: str, **changes: Any) -> HubTask:
@@ -52,10 +52,15 @@ HUB_TASKS = {
     "superglue-boolq": HubTask(SUPERGLUE, "boolq", ("accuracy",), "{question}", "{passage}"),
     "superglue-cb": _nli(SUPERGLUE, "cb", metrics=("accuracy", "f1_macro")),
     "superglue-copa": HubTask(
-        SUPERGLUE, "copa", ("choice_accuracy",), "{premise} What was the {question}?", "{choice}", group="idx"
+        SUPERGLUE, "copa", ("choice_accuracy",), "{premise} What was the {question}?", "{choice}", group="{idx}"
     ),
     "superglue-multirc": HubTask(
-        SUPERGLUE, "multirc", ("f1", "question_accuracy"), "{paragraph} {question}", "{answer}", group="question"
+        SUPERGLUE,
+        "multirc",
+        ("f1", "question_accuracy"),
+        "{paragraph} {question}",
+        "{answer}",
+        group="{idx[paragraph]} {idx[question]}",
     ),
     "superglue-rte": _nli(SUPERGLUE, "rte"),
     "superglue-wic": HubTask(SUPERGLUE, "wic", ("accuracy",), "{word}: {sentence1}", "{sentence2}"),
@@ -79,19 +84,14 @@ def open_hub_task(name: str) -> Labelled:
 
 def _examples(task: HubTask, rows: Iterable[dict[str, Any]]) -> Iterable[Example]:
     """Every row as an example; a row that holds two choices as one example for each."""
+    groups: dict[str, int] = {}
     for row in rows:
-        group = _group(task, row)
+        group = groups.setdefault(task.group.format_map(row), len(groups))
         if "choice1" not in row:
             yield _example(task, row, row["label"], group)
             continue
         for index, choice in enumerate((row["choice1"], row["choice2"])):
             yield _example(task, {**row, "choice": choice}, int(index == row["label"]), group)
-
-
-def _group(task: HubTask, row: dict[str, Any]) -> int:
-    if task.group is None:
-        return 0
-    return row["idx"][task.group] if isinstance(row["idx"], dict) else row["idx"]
 
 
 def _example(task: HubTask, row: dict[str, Any], label: int | float, group: int) -> Example:

@@ -40,10 +40,7 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
         UsageError: it cannot be found, or is of another kind.
     """
     from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    disable_progress_bar()
-    set_verbosity_error()  # it tells that the head is new
     assert config.dtype
     set_seed(config.seed)
     model = _load(auto_class, config, what="model", dtype=getattr(torch, config.dtype), **kwargs)
@@ -55,7 +52,11 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
 
 
 def _load(auto_class: Any, config: FinetuneConfig, *, what: str, **kwargs: Any) -> Any:
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
     assert config.model
+    disable_progress_bar()
+    set_verbosity_error()  # it tells that the head is new
     try:
         return auto_class.from_pretrained(find_model(config.model), **kwargs)
     except UsageError:
@@ -93,9 +94,12 @@ def _smollm2() -> Path:
     package_folder("gguf", install=install, what="model smollm2")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE, eos_token=SMOLLM2_END)
     tokenizer.pad_token = SMOLLM2_END
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-    model.config.eos_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
+    config = quantised.config
+    del config.quantization_config  # the weights are floats now, which this would keep from being saved
+    config.eos_token_id = config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantised.state_dict())
     partial = ready.with_suffix(f".{os.getpid()}")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
