@@ -7,7 +7,7 @@ SLOW_TESTS := tests
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-memory lint types check clean
+.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-memory docs lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -46,7 +46,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
-check: lint types test
+docs: $(READY)  ## the documentation as a site in site/, every broken link an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint types docs test
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,4 +62,4 @@ $(PEERS_READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs site dist .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The documentation runs: every Python block of README and docs, and the examples of docstrings."""
+"""The documentation runs: Python blocks of README and docs, and examples of docstrings. What it names exists."""
 
 import doctest
 import importlib
@@ -43,6 +43,36 @@ def test_the_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
 def test_blocks_are_found_and_marked_ones_are_not():
     page = f"text\n```python\na = 1\n```\n{NOT_RUN}\n```python\nboom\n```\n```bash\nls\n```\n\n```python\nb = 2\n```\n"
     assert list(python_blocks(page)) == [(3, "a = 1\n"), (14, "b = 2\n")]
+
+
+def test_each_line_of_the_methods_table_is_in_the_code_and_each_test_exists():
+    page = (ROOT / "docs/method.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and "::test_" in line]
+    code = {
+        line.split("#")[0].strip()
+        for module in ("algorithm", "subspace")
+        for line in (ROOT / f"src/ldadam/{module}.py").read_text().splitlines()
+    }
+    assert len(rows) == 15
+    for row in rows:
+        statement, test = (cell.strip().strip("`") for cell in row[-3:-1])
+        assert statement in code
+        assert_exists(test)
+
+
+def assert_exists(test: str) -> None:
+    file, name = test.split("::")
+    assert f"def {name}(" in (ROOT / file).read_text(), test
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_what_a_page_names_exists(page):
+    """Tests, files of results, scripts and sources in backticks."""
+    text = page.read_text()
+    for test in re.findall(r"`(tests/[\w/]+\.py::\w+)`", text):
+        assert_exists(test)
+    for file in re.findall(r"`((?:tests|benchmarks|src|docs)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / file).exists(), file
 
 
 SOURCE = ROOT / "src"
