@@ -7,7 +7,7 @@ SLOW_TESTS := tests
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-memory docs lint types check clean
+.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-end-to-end bench-gpu-memory docs lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -31,6 +31,11 @@ bench-gpu:  ## time a step on one GPU; takes the Python that has torch for it
 	PYTHONPATH=src $(PYTHON) -m ldadam bench step --model 350m,1b,7b --rank 16,64,128,256,512 --device cuda \
 		--dtype bfloat16 --graph --optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach,galore \
 		--json benchmarks/results/step_gpu.json
+
+bench-gpu-end-to-end:  ## whole training steps of 131,072 tokens on one GPU; each summary has the optimizer's share of time
+	for optimizer in adamw "ldadamw --rank 64"; do PYTHONPATH=src $(PYTHON) -m ldadam pretrain --preset 350m \
+		--corpus stdlib --optimizer $$optimizer --device cuda --dtype bfloat16 --steps 30 --monitor-every 0 \
+		--eval-every 30 --save-every 30 --out runs/end-to-end-$${optimizer%% *} || exit; done
 
 bench-gpu-memory:  ## the peak of training steps on one GPU, beside the plan; takes the Python that has torch for it
 	PYTHONPATH=src $(PYTHON) -m ldadam bench memory --model 7b --rank 64,256 --error-dtype int8,int4 --checkpointing \
