@@ -47,17 +47,16 @@ def test_blocks_are_found_and_marked_ones_are_not():
 
 def test_each_line_of_the_methods_table_is_in_the_code_and_each_test_exists():
     page = (ROOT / "docs/method.md").read_text()
-    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and "::test_" in line]
+    rows = re.findall(r"\| `(.+)` \| `(test_\w+\.py)`: (.+) \|$", page, flags=re.MULTILINE)
     code = {
         line.split("#")[0].strip()
         for module in ("algorithm", "subspace")
         for line in (ROOT / f"src/ldadam/{module}.py").read_text().splitlines()
     }
     assert len(rows) == 15
-    for row in rows:
-        statement, test = (cell.strip().strip("`") for cell in row[-3:-1])
+    for statement, file, test in rows:
         assert statement in code
-        assert_exists(test)
+        assert_exists(f"tests/{file}::test_{test.replace(' ', '_')}")
 
 
 def assert_exists(test: str) -> None:

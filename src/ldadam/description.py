@@ -68,7 +68,7 @@ def describe(optimizer: LDAdamW) -> Description:
     Args:
         optimizer: an `LDAdamW`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ldadam import LDAdamW, describe
         >>> model = torch.nn.Linear(64, 32)

@@ -56,7 +56,7 @@ def step_in_backward(
         RuntimeError: in `step()`, where a parameter got two steps or a GradScaler is at work; in `state_dict()`,
             between the micro-batches of one step, since part of the gradient would be lost.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ldadam import LDAdamW, step_in_backward
         >>> model = torch.nn.Linear(64, 32)

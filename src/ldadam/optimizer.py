@@ -63,7 +63,7 @@ class LDAdamW(Optimizer):
     Raises:
         ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ldadam import LDAdamW
         >>> model = torch.nn.Linear(64, 32)

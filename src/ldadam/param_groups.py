@@ -55,7 +55,7 @@ def lowrank_param_groups(
     Raises:
         ValueError: a pattern matches no parameter, or a factor is given without `rank`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ldadam import LDAdamW, lowrank_param_groups
         >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 64))

@@ -142,7 +142,7 @@ def plan(
     Raises:
         ValueError: an option is out of range, or the model is unknown.
 
-    Example:
+    Examples:
         >>> from ldadam import plan
         >>> planned = plan("7b", rank=256, error_dtype="bfloat16", dtype="bfloat16")
         >>> planned.footprint.state.error_buffer

@@ -97,7 +97,7 @@ def suggest(
     Raises:
         ValueError: nothing fits (the message has the smallest plan), or an option is out of range.
 
-    Example:
+    Examples:
         >>> from ldadam import suggest
         >>> found = suggest("20m", budget_gb=2, dtype="bfloat16", device="cpu")
         >>> found.rank, found.error_dtype, found.step_in_backward
