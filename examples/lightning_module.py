@@ -5,6 +5,7 @@ python examples/lightning_module.py --max-steps 20 --out runs/lightning
 
 import lightning
 import tiny_llama
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR

@@ -95,7 +95,7 @@ def _smollm2() -> Path:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE, eos_token=SMOLLM2_END)
     tokenizer.pad_token = SMOLLM2_END
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
-    config = quantised.config
+    config: Any = quantised.config
     del config.quantization_config  # the weights are floats now, which this would keep from being saved
     config.eos_token_id = config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForCausalLM.from_config(config)

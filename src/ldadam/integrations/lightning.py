@@ -71,13 +71,15 @@ class SubspaceCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients are accumulated."""
-        every = self._every or trainer.log_every_n_steps
+        every = self._every or trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(optimizer, LDAdamW) and (trainer.global_step + 1) % every == 0:
             self._monitor = SubspaceMonitor(optimizer, names_in(optimizer))
             self._monitor.before_step()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """The step of this batch has been taken."""
         if self._monitor is not None:
-            self.log_dict({f"ldadam/{name}": value for name, value in summary(self._monitor).items()})
+            pl_module.log_dict({f"ldadam/{name}": value for name, value in summary(self._monitor).items()})
             self._monitor = None
