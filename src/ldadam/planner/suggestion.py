@@ -24,11 +24,10 @@ RANKS = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 # The storage of E, best first, with why it is taken where those before it do not fit.
 ERROR_DTYPES = {
     "float32": "it fits, and nothing that the subspace misses is rounded",
-    "bfloat16": "float32 does not fit at this rank; rounding to 16 bits cost about 0.1 % of the loss of a small Llama "
-    "(docs/fast-path.md)",
-    "int8": "floats do not fit at this rank; on a convex problem int8 trains as float32 does (docs/memory.md)",
-    "int4": "nothing wider fits at this rank; on a convex problem int4 is worse than int8 at this rank, and better "
-    "than float32 at half of it (benchmarks/results/buffer_border.json)",
+    "bfloat16": "float32 does not fit at this rank; on a small Llama the two cannot be told apart (docs/memory.md)",
+    "int8": "floats do not fit at this rank; on a small Llama int8 cannot be told from float32 (docs/memory.md)",
+    "int4": "nothing wider fits at this rank; on a small Llama int4 cannot be told from float32 (docs/memory.md); "
+    "on a convex problem it is worse at this rank, but better than float32 at half of it (docs/rank-and-rho.md)",
 }
 
 
@@ -185,7 +184,7 @@ def _explained(plan: Plan, *, budget_gb: float, was_asked: bool) -> Suggestion:
             "error_dtype": ERROR_DTYPES[error_dtype],
             "step_in_backward": _why_in_backward(footprint.step_in_backward, was_asked),
             "lr_range": f"half to twice the {lr:g} of the preset nearest in size, {preset}, which trains from scratch "
-            "(in the demo's sweep it is within 0.1 of the best loss: docs/log.md); fine-tuning is not measured",
+            "(in the demo's sweep it is within 0.1 of the best loss: docs/log.md); fine-tuning wants its own",
             "memory": f"of {budget_gb:g} GB, one of which is left for CUDA itself; {_what_of_activations(plan)}",
         },
         plan=plan,
