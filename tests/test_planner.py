@@ -181,7 +181,14 @@ def test_a_parameter_alone_has_the_peak_of_a_step_in_backward():
 
 def test_sixteen_bit_buffers_are_corrected_in_place_on_cuda_only():
     group = [{**LDAdamW([parameter(600, 800, dtype=torch.bfloat16)], backend="batched").param_groups[0]}]
-    assert step_peak(group, device=CPU) - step_peak(group, device=CUDA) >= 4 * 600 * 800
+    assert step_peak(group, device=CPU) >= 4 * 600 * 800 > step_peak(group, device=CUDA)
+
+
+def test_compressed_dense_gradients_stay_until_the_step():
+    shapes = {"wide": (120, 200), "tall": (300, 40), "vector": (50,)}
+    settings = {"rank": 4, "dtype": "float32", "sharding": "compressed", "step_in_backward": True}
+    alone, shared = (plan(shapes, devices=devices, **settings).footprint.gradients for devices in (1, 2))
+    assert (alone, shared) == (4 * 120 * 200, 4 * (120 * 200 + 50))
 
 
 def test_planning_for_cuda_leaves_nothing_behind():

@@ -1,6 +1,7 @@
 """`LDAdamW`: param groups, lazy state, `step`, and state dicts that come back as they were saved."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -147,13 +148,14 @@ class LDAdamW(Optimizer):
     def step_params(self, positions: Mapping[int, Iterable[int]]) -> None:
         """Move parameters that have a gradient by one step: those at `positions` of each param group."""
         hypers = {index: resolve(self.param_groups[index], index) for index in positions}
-        updates = {index: self._updates(index, positions[index], hyper) for index, hyper in hypers.items()}
-        distributed.refuse_different_steps([update for some in updates.values() for update in some], self.replicas)
+        asked = {index: [*self._with_gradient(index, positions[index], hyper)] for index, hyper in hypers.items()}
+        distributed.refuse_different_steps([update for some in asked.values() for update in some], self.replicas)
         shared = []
         for index, hyper in hypers.items():
-            dense = (update.param for update in updates[index] if update.layout is None)
+            updates = self._counted(asked[index], hyper)
+            dense = (update.param for update in updates if update.layout is None)
             distributed.average_gradients_(dense, self.replicas)
-            localized = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in updates[index]]
+            localized = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in updates]
             backends.step_([update for update in localized if update.shards is None], backend=hyper.backend)
             shared += [update for update in localized if update.shards is not None]
         distributed.step_(shared)
@@ -173,45 +175,29 @@ class LDAdamW(Optimizer):
         hyper = resolve(self.param_groups[index], index)
         if layout_of(self._param(index, position), hyper) is None or not hyper.error_feedback or hyper.device_step:
             return False
-        for _, grad, state, _ in self._with_gradient(index, [position], hyper):
-            param, sign = self._param(index, position), -1 if hyper.maximize else 1
-            distributed.accumulate_(state, param, grad, sign=sign, name=self._name(index, position))
+        for one in self._with_gradient(index, [position], hyper):
+            sign = -1 if hyper.maximize else 1
+            distributed.accumulate_(one.state, one.param, one.grad, sign=sign, name=one.name)
         return True
 
     def _param(self, index: int, position: int) -> Tensor:
         return self.param_groups[index]["params"][position]
 
-    def _updates(self, index: int, positions: Iterable[int], hyper: Hyperparameters) -> list[ParamUpdate]:
-        """What there is to do for each of these parameters that has a gradient; its step is counted here."""
-        found = [
-            one
-            for one in self._with_gradient(index, positions, hyper)
-            if not _is_priming(*one[1:], hyper=hyper, replicas=self.replicas.get(self._param(index, one[0]), ()))
-        ]
-        steps = count_steps_([state["step"] for _, _, state, _ in found], capturable=hyper.capturable)
-        first = sum(len(group["params"]) for group in self.param_groups[:index])
+    def _counted(self, asked: Iterable[ParamUpdate], hyper: Hyperparameters) -> list[ParamUpdate]:
+        """The updates that are steps, each counted."""
+        found = [one for one in asked if not _is_priming(one, replicas=self.replicas.get(one.param, ()))]
+        steps = count_steps_([one.state["step"] for one in found], capturable=hyper.capturable)
         return [
-            ParamUpdate(
-                self._param(index, position),
-                grad,
-                state,
-                step,
-                hyper,
-                layout_of(self._param(index, position), hyper),
-                is_first=is_new or _is_one(step),
-                number=first + position,
-                name=self._name(index, position),
-            )
-            for (position, grad, state, is_new), step in zip(found, steps, strict=True)
+            replace(one, step=step, is_first=one.is_first or _is_one(step))
+            for one, step in zip(found, steps, strict=True)
         ]
 
     def _name(self, index: int, position: int) -> str:
         return param_name(self.param_groups[index], index, position)
 
-    def _with_gradient(
-        self, index: int, positions: Iterable[int], hyper: Hyperparameters
-    ) -> Iterable[tuple[int, Tensor, dict[str, Tensor], bool]]:
-        """The position of each that has a gradient, its gradient, its state, and whether that was created just now."""
+    def _with_gradient(self, index: int, positions: Iterable[int], hyper: Hyperparameters) -> Iterable[ParamUpdate]:
+        """What there is to do for each of these parameters that has a gradient; its step is not counted yet."""
+        first = sum(len(group["params"]) for group in self.param_groups[:index])
         for position in positions:
             param = self._param(index, position)
             grad = param.grad
@@ -220,6 +206,7 @@ class LDAdamW(Optimizer):
             name = self._name(index, position)
             _check_gradient(param, name=name)
             layout = layout_of(param, hyper)
+            distributed.refuse_replicas(param, layout, hyper, self.replicas.get(param, ()), name=name)
             state = self.state[param]
             is_new = not state
             if is_new:
@@ -227,7 +214,9 @@ class LDAdamW(Optimizer):
                 state.update(distributed.create_state(param, layout, hyper))
             else:
                 distributed.follow_changes_(state, param, layout, hyper, name=name)
-            yield position, grad, state, is_new
+            yield ParamUpdate(
+                param, grad, state, 0.0, hyper, layout, is_first=is_new, number=first + position, name=name
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; tensors keep the dtypes they were saved with.
@@ -284,6 +273,19 @@ class LDAdamW(Optimizer):
             raise ValueError(f"the loaded state has parameters {sorted(unclaimed)}, which are in none of its groups")
         return placed
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled.
+
+        Raises:
+            RuntimeError: under `compress_gradients`, of which a copy would know nothing and train on alone.
+        """
+        if self.replicas:
+            raise RuntimeError(
+                "an optimizer of compress_gradients cannot be copied or pickled, since its process groups cannot: copy "
+                "or save its state_dict(), and call compress_gradients for the other optimizer"
+            )
+        return super().__getstate__()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in hyperparameters that an older version did not have."""
         super().__setstate__(state)
@@ -308,14 +310,7 @@ def _lives_on_device(key: str, hyper: Hyperparameters) -> bool:
     return key != "step" or hyper.device_step
 
 
-def _is_priming(
-    grad: Tensor,
-    state: dict[str, Tensor],
-    is_new: bool,
-    *,
-    hyper: Hyperparameters,
-    replicas: tuple[ProcessGroup, ...],
-) -> bool:
+def _is_priming(update: ParamUpdate, *, replicas: tuple[ProcessGroup, ...]) -> bool:
     """Whether this is no step but a request for state: a first gradient of zero, at a learning rate of zero.
 
     An error buffer that is not empty before the first step holds gradients: those of micro-batches.
@@ -323,13 +318,13 @@ def _is_priming(
     `torch.distributed.checkpoint` creates the state of a fresh optimizer that way. A step counted here would shift
     the bias correction of the whole run.
     """
-    lr = hyper.lr
+    lr, state = update.hyper.lr, update.state
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return False
-    is_first = is_new or (is_known_to_host(state["step"], capturable=hyper.capturable) and state["step"].item() == 0)
-    if not is_first or float(lr) != 0:
+    is_known = is_known_to_host(state["step"], capturable=update.hyper.capturable)
+    if not (update.is_first or (is_known and state["step"].item() == 0)) or float(lr) != 0:
         return False
-    summed = [grad, *(state[key] for key in ("error_buffer",) if key in state)]
+    summed = [update.grad, *(state[key] for key in ("error_buffer",) if key in state)]
     return all(distributed.is_zero(one, replicas=replicas) for one in summed)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any
 
@@ -82,7 +83,13 @@ def refusals() -> dict[str, str]:
     clipped = fresh()
     compress_gradients(*clipped)
     step_in_backward(clipped[1], clip_norm=1.0)
+    filters = nn.Conv2d(8, 6, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    of_filters = quiet(filters.named_parameters(), rank=2)
+    compress_gradients(filters, of_filters)
+    filters.weight.grad = torch.ones_like(filters.weight)
     calls = {
+        "copied": lambda: deepcopy(optimizer),
+        "channels last": of_filters.step,
         "adam": lambda: compress_gradients(other, torch.optim.Adam(other.parameters())),
         "wrapped": lambda: compress_gradients(DistributedDataParallel(other), fresh()[1]),
         "never": lambda: compress_gradients(*fresh(), check_every=0),

@@ -12,12 +12,18 @@ from torch.nn import Parameter
 
 from builders import normal, quiet
 from distributed.processes import in_processes
-from ldadam import LDAdamW, distributed
+from ldadam import LDAdamW, distributed, plan
 
 SHAPES = {"wide": (12, 20), "tall": (30, 9), "bias": (7,), "other": (12, 20)}
 
 # What the last rank does otherwise: options, another order, a gradient that it lacks.
-OPTIONS = {"rank": {"rank": 3}, "all dense": {"rank": None}, "lr": {"lr": 2e-3}, "error": {"error_dtype": "bfloat16"}}
+OPTIONS = {
+    "rank": {"rank": 3},
+    "all dense": {"rank": None},
+    "lr": {"lr": 2e-3},
+    "lr zero": {"lr": 0.0},
+    "error": {"error_dtype": "bfloat16"},
+}
 ORDERS = {"order": ("tall", "wide", "bias", "other"), "order of equals": ("other", "tall", "bias", "wide")}
 WITHOUT = {"missing": "tall", "last missing": "other"}
 
@@ -26,6 +32,7 @@ TOLD = {
     "rank": "at place 0 (rank 0: wide, rank=2; rank 1: wide, rank=3)",
     "all dense": "at place 0 (rank 0: wide, rank=2, side='left'; rank 1: wide, rank=None, side=None)",
     "lr": "at place 0 (rank 0: wide, lr=0.001; rank 1: wide, lr=0.002)",
+    "lr zero": "at place 0 (rank 0: wide, lr=0.001; rank 1: wide, lr=0.0)",
     "error": "at place 0 (rank 0: wide, error_dtype=None; rank 1: wide, error_dtype='bfloat16')",
     "order": "at place 0 (rank 0: wide, shape=(12, 20); rank 1: tall, shape=(30, 9))",
     "order of equals": "at place 0 (rank 0: wide, shape=(12, 20); rank 1: other, shape=(12, 20))",
@@ -81,6 +88,31 @@ def test_ranks_that_share_no_group_with_it_are_told_too(change):
     assert_told(in_processes(first_step, 4, (2, 2), change), told)
 
 
+def first_step_again(change: str) -> list[Tensor]:
+    """Weights after a refused step and, what was wrong put right, one that is taken."""
+    optimizer = build((2,), change)
+    if change != "none":
+        refused(optimizer)
+        optimizer.param_groups[0]["lr"] = 1e-3
+    optimizer.step()
+    return weights_of(optimizer)
+
+
+def test_a_refused_step_is_not_counted():
+    for again, once in zip(
+        in_processes(first_step_again, 2, "lr"), in_processes(first_step_again, 2, "none"), strict=True
+    ):
+        assert all(map(torch.equal, again, once))
+
+
+def planned_in_a_group() -> int:
+    return plan({"wide": (120, 200)}, rank=4).footprint.total
+
+
+def test_a_plan_compares_nothing():
+    assert in_processes(planned_in_a_group, 2) == [planned_in_a_group()] * 2
+
+
 def resumed_by_some() -> tuple[str, bool]:
     """The last rank did not find the checkpoint, and starts anew."""
     optimizer = build((2,), "none")
@@ -92,7 +124,7 @@ def resumed_by_some() -> tuple[str, bool]:
 
 
 def test_a_rank_that_was_not_resumed_is_named():
-    assert_told(in_processes(resumed_by_some, 2), "at place 0 (rank 0: wide, step=2.0; rank 1: wide, step=1.0)")
+    assert_told(in_processes(resumed_by_some, 2), "at place 0 (rank 0: wide, step=1.0; rank 1: wide, step=0.0)")
 
 
 def late_gradient() -> tuple[str, bool]:

@@ -152,7 +152,7 @@ def test_a_state_dict_that_one_rank_alone_asks_for_says_what_is_missing():
 # Clipping
 
 
-@pytest.mark.parametrize("engine", ["compressed, 2", "compressed fsdp, 2 x 2", "fsdp and tp, 2 x 2"])
+@pytest.mark.parametrize("engine", ["compressed, 2", "compressed fsdp, 2 x 2", "fsdp and tp, 2 x 2", "tp, 2"])
 def test_clipping_is_that_of_one_process_from_the_second_step(engine):
     """Before it there is no subspace to measure in: compressed ranks know a bound."""
     norms, weights = runs.clipped(None, 0.05, 5)
@@ -204,6 +204,8 @@ def test_what_does_not_fit_is_refused_with_what_to_do():
         "shards": "call fully_shard(module, mesh=mesh[",
         "drawn": 'proj_method="svd_lowrank" draws from the generator of each rank',
         "clipped": "clip_norm=1.0 needs the gradient of",
+        "copied": "an optimizer of compress_gradients cannot be copied or pickled",
+        "channels last": "weight of shape (6, 8, 3, 3) is not contiguous, as with channels_last",
     }
     for messages in in_processes(runs.refusals, 2):
         for word, part in expected.items():

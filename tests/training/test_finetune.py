@@ -179,7 +179,8 @@ BAD_INPUT = {
     "epochs must be above 0": {"epochs": 0},
     "length must be at least 4": {"length": 2},
     "rank has no effect on adamw": {"optimizer": "adamw", "rank": 4},
-    "prompt_template must hold {prompt}": {"prompt-template": "x"},
+    "packing is for answering prompts, and this run classifies": {"packing": True},
+    "validation belongs to --train FILE": {"train": None, "task": "cola", "validation": "mine.tsv"},
     "device must be auto, cpu or cuda": {"device": "tpu"},
 }
 

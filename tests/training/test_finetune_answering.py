@@ -6,10 +6,11 @@ from tiny_models import problem_rows, save_causal_model, write_jsonl
 from tiny_runs import ldadam, numbers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ldadam.finetune.answering import exact_match, generate, result_of, summed_loss
+from ldadam.finetune.answering import answering, exact_match, generate, result_of, summed_loss
 from ldadam.finetune.config import resolve
-from ldadam.finetune.examples import Problem
+from ldadam.finetune.examples import Problem, Problems
 from ldadam.finetune.sequences import collate_packed, collate_padded, encode, pack
+from ldadam.training.errors import UsageError
 from ldadam.training.shares import IGNORED
 from tolerances import TOLERANCES
 
@@ -109,6 +110,7 @@ def test_what_counts_of_an_answer(answer, result):
 
 def test_an_answer_does_not_hang_on_the_others_in_its_batch(tokenizer, model):
     prompts = ["1: 2 and 3?\n", "and\n", "17: 8 and 9? and 4 and 5?\n"]
+    prompts = tokenizer(prompts)["input_ids"]
     together = generate(model, tokenizer, prompts, max_new_tokens=8)
     assert together == [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
 
@@ -117,9 +119,35 @@ def test_exact_match_counts_right_results(tokenizer, model, folder):
     """The model's own answers to two problems, and a wrong one to a third."""
     config = resolve({"model": str(folder), "task": "gsm8k", "generate_tokens": 8, "batch_size": 2})
     prompts = ["1: 2 and 3?", "2: 4 and 4?", "3: 1 and 1?"]
-    answers = generate(model, tokenizer, [f"{prompt}\n" for prompt in prompts], max_new_tokens=8)
+    tokens = tokenizer([f"{prompt}\n" for prompt in prompts])["input_ids"]
+    answers = generate(model, tokenizer, tokens, max_new_tokens=8)
     problems = [Problem(p, a) for p, a in zip(prompts, (*answers[:2], "#### wrong"), strict=True)]
-    assert exact_match(config, model, tokenizer, problems) == pytest.approx(2 / 3)
+    encoded = [encode(problem, tokenizer, template="{prompt}\n", length=64) for problem in problems]
+    assert exact_match(config, model, tokenizer, problems, encoded) == pytest.approx(2 / 3)
+
+
+def test_braces_of_a_template_are_its_own(tokenizer):
+    problem = Problem("{x} and 2?", "4")
+    found = encode(problem, tokenizer, template='{"say": 1} {prompt}', length=64)
+    assert tokenizer.decode(found.tokens[: found.num_prompt]) == '{"say": 1} {x} and 2?'
+
+
+def test_a_model_that_reads_later_tokens_is_refused(tokenizer, tmp_path):
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = resolve({"model": str(tmp_path), "task": "gsm8k", "length": 64, "generate_tokens": 8})
+    with pytest.raises(UsageError, match="expected a causal language model"):
+        answering(config, Problems("sums", [Problem("1 and 2?", "3")], [Problem("2 and 2?", "4")]))
+
+
+def test_sequences_that_the_model_has_no_positions_for_are_refused(model, folder):
+    positions = model.config.max_position_embeddings
+    config = resolve({"model": str(folder), "task": "gsm8k", "length": positions, "generate_tokens": 8})
+    with pytest.raises(UsageError, match=f"has {positions} positions, and length={positions} with"):
+        answering(config, Problems("sums", [Problem("1 and 2?", "3")], [Problem("2 and 2?", "4")]))
 
 
 def test_a_model_learns_an_answer_and_is_scored_by_it(tmp_path, folder):

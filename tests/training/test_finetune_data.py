@@ -1,6 +1,7 @@
 """Examples come from where they should, and no text is on both sides of a split."""
 
 import importlib.util
+import json
 
 import pytest
 from tiny_models import labelled_rows, problem_rows, write_jsonl, write_table
@@ -60,6 +61,7 @@ BAD_FILES = {
     "line 1 must hold names and values, got list": ("[]\n", {}),
     "has label '2', which": ('{"text": "x", "label": 1}\n{"text": "y", "label": 0}\n', {"validation": "dev.jsonl"}),
     "cannot be read": ("", {"train": "nowhere.csv"}),
+    "cannot be read: '\t' expected after '\"'": ("", {"train": "quotes.tsv"}),
     "must end in .csv, .tsv or .jsonl": ("", {"train": "a.txt"}),
 }
 
@@ -70,10 +72,23 @@ def test_a_bad_file_is_one_sentence(tmp_path, monkeypatch, sentence):
     content, settings = BAD_FILES[sentence]
     (tmp_path / "train.jsonl").write_text(content)
     (tmp_path / "dev.jsonl").write_text('{"text": "z", "label": 2}\n')
+    (tmp_path / "quotes.tsv").write_text('text\tlabel\n"What a waste.\t0\nfine\t1\n"Great" indeed\t1\n')
     with pytest.raises(UsageError) as caught:
         opened(**{"train": "train.jsonl", **settings})
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_json_lines_end_at_line_breaks_alone(tmp_path):
+    text = "one\u2028and the same\u0085line"
+    rows = [{"text": text, "label": 0}, {"text": "two", "label": 1}] * 10
+    lines = "\n\n".join(
+        json.dumps({**row, "text": f"{row['text']} {n}"}, ensure_ascii=False) for n, row in enumerate(rows)
+    )
+    (tmp_path / "rows.jsonl").write_text(f"\ufeff{lines}\n", encoding="utf-8")
+    data = opened(train=str(tmp_path / "rows.jsonl"))
+    assert len(data.train) + len(data.validation) == 20
+    assert any(text in example.text for example in data.train)
 
 
 def test_every_task_has_a_goal_and_a_reader():
@@ -127,7 +142,7 @@ def test_answers_of_multirc_know_their_question(on_the_hub):
     row = {"paragraph": "P.", "question": "Q?", "answer": "A", "label": 1}
     on_the_hub([{**row, "idx": dict(zip(("paragraph", "question", "answer"), p, strict=True))} for p in places])
     found = open_hub_task("superglue-multirc").train
-    assert found[0] == Example("P. Q?", "A", 1, 0)
+    assert found[0] == Example("P.", "Q? A", 1, 0)
     assert [example.group for example in found] == [0, 0, 1]
 
 

@@ -1,5 +1,6 @@
 """Ways to run the page on a group's matrices: each equal to `ldadam.algorithm`, by test."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,12 +24,16 @@ def step_(updates: Sequence[ParamUpdate], *, backend: str) -> None:
 
 def shared_steps(updates: Sequence[ParamUpdate], *, backend: str) -> Iterator[SharedSteps]:
     """The steps of matrices that ranks share, by six products whatever the backend: the page needs a whole matrix."""
+    seen: Counter[int] = Counter()  # matrices of each parameter
     for name, chosen in _by_backend(updates, backend).items():
         module = import_module(_MODULES[name if name == "triton" else "batched"])
         for products in module.products(chosen):
             shards, matrices = products.chunk.kind.shards, products.chunk.matrices
             assert shards is not None
-            places = [(matrix.number, matrix.first_entry) for matrix in matrices]
+            places = []
+            for matrix in matrices:  # a stack's empty blocks all begin at the same entry
+                places.append((matrix.number, matrix.first_entry, seen[matrix.number]))
+                seen[matrix.number] += 1
             yield SharedSteps(step_chunk_(products), shards, places)
 
 

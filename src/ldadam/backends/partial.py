@@ -78,13 +78,14 @@ class SharedSteps(NamedTuple):
     Attributes:
         steps: the step.
         shards: which blocks of the matrices this rank holds.
-        places: of each matrix the number of its parameter, and of its first entry in it: an order that all ranks have
-            in common, while which matrices they step together hangs on sizes and addresses of their blocks.
+        places: of each matrix the number of its parameter, of its first entry in it, and its own among the
+            parameter's: an order that all ranks have in common, while which matrices they step together hangs on sizes
+            and addresses of their blocks.
     """
 
     steps: Steps
     shards: Shards
-    places: list[tuple[int, int]]
+    places: list[tuple[int, ...]]
 
 
 def resume(steps: Steps, values: list[Tensor] | None) -> list[Partial] | None:

@@ -44,6 +44,33 @@ def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperp
         sharded.refuse_placements(param, layout, hyper, name=name)
 
 
+def refuse_replicas(
+    param: Tensor,
+    layout: MatrixLayout | None,
+    hyper: Hyperparameters,
+    replicas: tuple[dist.ProcessGroup, ...],
+    *,
+    name: str,
+) -> None:
+    """Refuse what ranks with gradients of their own, or blocks of their own, have no exact step for.
+
+    Raises:
+        NotImplementedError: each replica would find a basis of its own, or a filter has no matrix in its memory.
+    """
+    if layout is None or not (replicas or is_sharded(param)):
+        return
+    if replicas and hyper.proj_method == "svd_lowrank":
+        raise NotImplementedError(
+            f'proj_method="svd_lowrank" draws from the generator of each rank, and the gradient of {name} is '
+            'compressed; use "svd" or "power_iteration"'
+        )
+    if len(layout.shape) > 3 and not block_of(param).is_contiguous():
+        raise NotImplementedError(
+            f"{name} of shape {layout.shape} is not contiguous, as with channels_last, and cannot be stepped as a "
+            "matrix where ranks share it; call .to(memory_format=torch.contiguous_format), or give it rank=None"
+        )
+
+
 def create_state(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters) -> dict[str, Tensor]:
     """The state of a parameter before its first step; that of a sharded one is sharded where its side is."""
     if not is_sharded(param):
@@ -96,9 +123,6 @@ def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = (
     Args:
         update: of the whole parameter.
         replicas: groups of ranks whose gradients of the parameter differ; those of low-rank ones are to be averaged.
-
-    Raises:
-        NotImplementedError: each replica would find a basis of its own.
     """
     layout = update.layout
     if is_sharded(update.param):
@@ -107,11 +131,6 @@ def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = (
         update = sharded.localize(update)
     if layout is None or not replicas:
         return update
-    if update.hyper.proj_method == "svd_lowrank":
-        raise NotImplementedError(
-            f'proj_method="svd_lowrank" draws from the generator of each rank, and the gradient of {update.name} is '
-            'compressed; use "svd" or "power_iteration"'
-        )
     shards = update.shards or Shards.whole(layout.m, layout.n, stack=math.prod(layout.batch))
     return replace(update, shards=replace(shards, replicas=replicas))
 

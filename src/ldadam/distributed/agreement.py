@@ -31,7 +31,7 @@ def refuse_different_steps(updates: Sequence[ParamUpdate], replicas: Mapping[Ten
     """Compare the step of parameters between the ranks that share them: once, and again where state was loaded.
 
     Args:
-        updates: of whole parameters of all param groups, before anything has moved.
+        updates: of whole parameters of all param groups, before anything has moved or was counted.
         replicas: for a parameter, groups of ranks whose gradients of it differ.
 
     Raises:
@@ -41,13 +41,27 @@ def refuse_different_steps(updates: Sequence[ParamUpdate], replicas: Mapping[Ten
         return
     by_groups: dict[Groups, list[ParamUpdate]] = {}
     for update in updates:
-        if update.state["step"] not in _COMPARED:
-            groups = (*mesh_groups(update.param), *replicas.get(update.param, ()))
+        groups = _groups(update.param, replicas.get(update.param, ()))
+        if groups and update.state["step"] not in _COMPARED:
             by_groups.setdefault(groups, []).append(update)
     # In an order that all ranks have in common, even where they have their parameters in another one.
     for groups in sorted(by_groups, key=lambda groups: [dist.get_process_group_ranks(group) for group in groups]):
         _compare(by_groups[groups], groups)
-        _COMPARED.update({update.state["step"]: True for update in by_groups[groups]})
+        # At a learning rate of zero this may be no step but a request for state: the first step is yet to come.
+        _COMPARED.update({one.state["step"]: True for one in by_groups[groups] if not _is_zero(one.hyper.lr)})
+
+
+def _groups(param: Tensor, replicas: Groups) -> Groups:
+    """The ranks that have to step a parameter together; none where each has matrices of a stack to itself."""
+    placements = getattr(param, "placements", ())
+    if param.ndim == 3 and all(one.is_replicate() or one.is_shard(0) for one in placements):
+        return replicas
+    return (*mesh_groups(param), *replicas)
+
+
+def _is_zero(lr: float | Tensor) -> bool:
+    """Whether the host knows the learning rate to be zero."""
+    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0
 
 
 def _compare(updates: Sequence[ParamUpdate], groups: Groups) -> None:
@@ -77,7 +91,7 @@ def _entry(update: ParamUpdate) -> Entry:
         "shape": tuple(update.param.shape),
         "dtype": str(update.param.dtype),
         "sharding": str(getattr(update.param, "placements", None)),
-        "step": float(update.step),
+        "step": float(update.state["step"]),
         **{name: value.item() if isinstance(value, Tensor) else value for name, value in options.items()},
         "rank": layout and layout.rank,
         "side": layout and layout.side,

@@ -59,6 +59,8 @@ def clip_grad_norm_(optimizer: "LDAdamW", max_norm: float) -> Tensor:
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm!r}")
     layouts = {param: layout for param, layout in optimizer.layouts().items() if param.grad is not None}
+    for param in layouts:
+        _place_gradient_(param)
     average_gradients_((param for param, layout in layouts.items() if layout is None), optimizer.replicas)
     norm = _squared_norm(optimizer, layouts).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -67,6 +69,18 @@ def clip_grad_norm_(optimizer: "LDAdamW", max_norm: float) -> Tensor:
         grad = block_of(param.grad)
         grad.mul_(factor.to(grad))
     return norm
+
+
+def _place_gradient_(param: Tensor) -> None:
+    """Sum up, or divide, a gradient that tensor parallel has left otherwise than its parameter."""
+    grad = param.grad
+    if grad is not None and is_sharded(param) and is_sharded(grad) and grad.placements != param.placements:
+        param.grad = grad.redistribute(placements=param.placements)
+
+
+def _has_subspace(state: Mapping[str, Tensor]) -> bool:
+    """Whether the basis is no longer the random one; a count that only the device knows is taken for one of steps."""
+    return "basis" in state and (state["step"].device.type != "cpu" or state["step"].item() > 0)
 
 
 def _squared_norm(optimizer: "LDAdamW", layouts: Mapping[Tensor, MatrixLayout | None]) -> Tensor:
@@ -87,7 +101,7 @@ def _measured(param: Tensor, layout: MatrixLayout | None, optimizer: "LDAdamW", 
     assert param.grad is not None
     grad = block_of(param.grad)
     replicas = optimizer.replicas.get(param, ()) if layout is not None else ()
-    if layout is None or "basis" not in state:
+    if layout is None or not _has_subspace(state):
         return Term(Partial(grad[None], "m", "gradients"), _shards(param, param, replicas), [(place,)])
     low_rank = block_of(state["basis"]).mT @ layout.to_matrix(grad).to(math_dtype(param.dtype))
     partial = Partial(low_rank[None], "m", "U_minus'G", of_gradient=True)

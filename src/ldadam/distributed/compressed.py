@@ -92,8 +92,8 @@ def compress_gradients(
     without_ddp = list(names) if any(map(is_sharded, names)) else low_rank
     _broadcast_(without_ddp, group)
     _ignore(module, low_rank)
-    optimizer.replicas = {**optimizer.replicas, **{param: (group,) for param in without_ddp if param in layouts}}
-    replication = _Replication({param: names[param] for param in names if param in layouts}, group, check_every)
+    optimizer.replicas = {**optimizer.replicas, **{param: (group,) for param in without_ddp}}
+    replication = _Replication(names, group, check_every)
     optimizer.register_step_post_hook(replication.compare_weights)
     optimizer.register_state_dict_pre_hook(replication.average_error_buffers)
 
@@ -185,6 +185,8 @@ class _Replication:
     @torch.no_grad()
     def compare_weights(self, optimizer: Optimizer, *_: Any) -> None:
         """Refuse to go on, on every rank, with weights that are not the same bits on all of them."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return
         # Nothing has moved yet where torch.distributed.checkpoint asks for state, nor at the start of a warm-up.
         if not self.num_steps and not any(float(group["lr"]) for group in optimizer.param_groups):
             return

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +30,8 @@ def answering(config: FinetuneConfig, data: Problems) -> Goal:
     train, validation = data.train[: config.train_examples], data.validation[: config.eval_examples]
     refuse_empty(data.name, training=train, validation=validation)
     tokenizer = load_tokenizer(config)
-    encoded, held_out = (_encode_all(config, tokenizer, side, data.name) for side in (train, validation))
+    train, encoded = _encode_all(config, tokenizer, train, data.name)
+    validation, held_out = _encode_all(config, tokenizer, validation, data.name)
     collate = partial(collate_padded, pad=tokenizer.pad_token_id)
     size = config.batch_size
 
@@ -37,9 +39,11 @@ def answering(config: FinetuneConfig, data: Problems) -> Goal:
         loss = mean_loss(model, batches(held_out, collate, size=size))
         if not config.generate_tokens:
             return loss, {}
-        return loss, {"exact_match": exact_match(config, model, tokenizer, validation)}
+        return loss, {"exact_match": exact_match(config, model, tokenizer, validation, held_out)}
 
     model = load_model(AutoModelForCausalLM, config, tokenizer)
+    _refuse_encoder(model, config)
+    _refuse_long(model, config)
     model.config.use_cache = False  # and with a cache, packed examples would see each other
     return Goal(
         model=model,
@@ -58,13 +62,15 @@ def answering(config: FinetuneConfig, data: Problems) -> Goal:
     )
 
 
-def _encode_all(config: FinetuneConfig, tokenizer: Any, problems: Sequence[Problem], name: str) -> list[Encoded]:
-    """Tokens of all problems but those whose prompt alone is too long, which are counted on stderr."""
+def _encode_all(
+    config: FinetuneConfig, tokenizer: Any, problems: Sequence[Problem], name: str
+) -> tuple[list[Problem], list[Encoded]]:
+    """Problems and their tokens, but those whose prompt alone is too long, which are counted on stderr."""
     assert config.length
     encoded = [
         encode(problem, tokenizer, template=config.prompt_template, length=config.length) for problem in problems
     ]
-    fitting = [one for one in encoded if one is not None]
+    fitting = [(problem, one) for problem, one in zip(problems, encoded, strict=True) if one is not None]
     if not fitting:
         raise UsageError(f"every prompt of {name} has {config.length} tokens or more: give a larger --length")
     if len(fitting) < len(encoded):
@@ -74,7 +80,27 @@ def _encode_all(config: FinetuneConfig, tokenizer: Any, problems: Sequence[Probl
             f"have {config.length} tokens or more",
             file=sys.stderr,
         )
-    return fitting
+    return [problem for problem, _ in fitting], [one for _, one in fitting]
+
+
+def _refuse_encoder(model: Any, config: FinetuneConfig) -> None:
+    """Refuse a model that reads later tokens, as BERT does: it would learn to copy its answers."""
+    with evaluating(model) as device:
+        first, second = model(input_ids=torch.tensor([[1, 2, 3], [1, 2, 4]], device=device)).logits[:, 0].float()
+    if (first - second).abs().max() > 1e-2 * first.abs().max():
+        raise UsageError(f"{config.model} reads the tokens that it is to predict: expected a causal language model")
+
+
+def _refuse_long(model: Any, config: FinetuneConfig) -> None:
+    """Refuse sequences that the model has no positions for, of which it would hear at its first evaluation only."""
+    assert config.length
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = config.length + config.generate_tokens
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"{config.model} has {positions} positions, and length={config.length} with "
+            f"generate_tokens={config.generate_tokens} takes {longest}: lower one of them"
+        )
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,22 +127,25 @@ def mean_loss(model: nn.Module, examples: Iterable[Batch]) -> float:
     return total / count
 
 
-def exact_match(config: FinetuneConfig, model: Any, tokenizer: Any, problems: Sequence[Problem]) -> float:
-    """Share of problems whose generated answer ends in the right result."""
+def exact_match(
+    config: FinetuneConfig, model: Any, tokenizer: Any, problems: Sequence[Problem], encoded: Sequence[Encoded]
+) -> float:
+    """Share of problems, which are given with their tokens, whose generated answer ends in the right result."""
     assert config.batch_size
     right = 0
     for start in range(0, len(problems), config.batch_size):
         group = problems[start : start + config.batch_size]
-        prompts = [config.prompt_template.format(prompt=problem.prompt) for problem in group]
+        prompts = [one.tokens[: one.num_prompt] for one in encoded[start : start + config.batch_size]]
         answers = generate(model, tokenizer, prompts, max_new_tokens=config.generate_tokens)
         right += sum(result_of(a) == result_of(p.answer) for a, p in zip(answers, group, strict=True))
     return right / len(problems)
 
 
-def generate(model: Any, tokenizer: Any, prompts: list[str], *, max_new_tokens: int) -> list[str]:
-    """The likeliest continuation of each prompt, token by token."""
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:
+    """The likeliest continuation of each prompt, which is given as tokens."""
     with evaluating(model) as device:
-        batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(device)
+        batch = tokenizer.pad({"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt")
+        batch = batch.to(device)
         tokens = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

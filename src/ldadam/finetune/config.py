@@ -62,6 +62,7 @@ LEARNING_RATES = {
     ANSWERING: {"ldadamw": 2e-5, "adamw": 2e-5},
 }
 EPOCHS = 3.0
+OF_ANSWERING = ("prompt_template", "packing", "generate_tokens")
 
 
 def goal_of(config: FinetuneConfig) -> str:
@@ -73,6 +74,9 @@ def goal_of(config: FinetuneConfig) -> str:
     if config.task is not None and config.train is not None:
         raise UsageError(f"give task or train, not both: got task={config.task} and train={config.train}")
     if config.task is not None:
+        for name in ("validation", "prompt_column", "pair_column"):
+            if getattr(config, name) is not None:
+                raise UsageError(f"{name} belongs to --train FILE; task {config.task} brings its own")
         return goal_of_task(config.task)
     if config.train is None:
         raise UsageError(f"what to train on is missing: give --task ({TASKS}), or --train FILE")
@@ -87,6 +91,9 @@ def resolve(settings: dict[str, Any]) -> FinetuneConfig:
     goal = goal_of(config)
     if config.model is None:
         raise UsageError("model is missing: give --model a hub id, a folder, minilm or smollm2")
+    foreign = [name for name in OF_ANSWERING if getattr(config, name) != getattr(FinetuneConfig, name)]
+    if goal == CLASSIFICATION and foreign:
+        raise UsageError(f"{foreign[0]} is for answering prompts, and this run classifies: leave it out")
     choice = find_optimizer(config.optimizer)
     choice.refuse_foreign_options(settings)
     defaults = {name: value for name, value in DEFAULTS[goal].items() if name not in choice.foreign_options()}

@@ -58,8 +58,8 @@ HUB_TASKS = {
         SUPERGLUE,
         "multirc",
         ("f1", "question_accuracy"),
-        "{paragraph} {question}",
-        "{answer}",
+        "{paragraph}",  # the longer text is the one that is cut
+        "{question} {answer}",
         group="{idx[paragraph]} {idx[question]}",
     ),
     "superglue-rte": _nli(SUPERGLUE, "rte"),

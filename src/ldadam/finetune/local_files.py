@@ -81,14 +81,15 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=DELIMITERS[path.suffix])
+        reader = csv.DictReader(stream, delimiter=DELIMITERS[path.suffix], strict=True)
         for row in reader:
             yield f"{path}, line {reader.line_num}", row
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        place = f"{path}, line {number}"
+    with path.open(encoding="utf-8-sig") as stream:
+        lines = [(f"{path}, line {number}", line) for number, line in enumerate(stream, start=1) if line.strip()]
+    for place, line in lines:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -31,7 +31,7 @@ class Encoded:
 
 def encode(problem: Problem, tokenizer: Any, *, template: str, length: int) -> Encoded | None:
     """Tokens of a problem, ended by the end-of-text token and cut at `length`; None where the prompt fills that."""
-    prompt = tokenizer(template.format(prompt=problem.prompt))["input_ids"]
+    prompt = tokenizer(template.replace("{prompt}", problem.prompt))["input_ids"]
     if prompt and prompt[-1] == tokenizer.eos_token_id:
         prompt = prompt[:-1]  # some tokenizers end every text
     answer = tokenizer(problem.answer, add_special_tokens=False)["input_ids"]

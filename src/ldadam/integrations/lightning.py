@@ -72,7 +72,7 @@ class SubspaceCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Gradients are accumulated."""
         every = self._every or trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(optimizer, LDAdamW) and (trainer.global_step + 1) % every == 0:
+        if isinstance(optimizer, LDAdamW) and every and (trainer.global_step + 1) % every == 0:
             self._monitor = SubspaceMonitor(optimizer, names_in(optimizer))
             self._monitor.before_step()
 
@@ -81,5 +81,7 @@ class SubspaceCallback(Callback):
     ) -> None:
         """The step of this batch has been taken."""
         if self._monitor is not None:
-            pl_module.log_dict({f"ldadam/{name}": value for name, value in summary(self._monitor).items()})
+            values = {f"ldadam/{name}": value for name, value in summary(self._monitor).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
             self._monitor = None

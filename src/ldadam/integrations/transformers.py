@@ -157,6 +157,7 @@ class StepInBackwardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The optimizer is the one that is going to be used, its state loaded."""
+        self.on_train_end(args, state, control)  # which an interrupted training has not reached
         if args.max_grad_norm:
             warnings.warn(
                 f"max_grad_norm={args.max_grad_norm} clips nothing, since step_in_backward has used each gradient "

@@ -225,7 +225,7 @@ def footprint_without_peak(name: str, run: PlannedRun) -> Footprint:
     return Footprint(
         optimizer=name,
         weights=sum(gradients) + frozen,
-        gradients=max(gradients) if settings.step_in_backward else sum(gradients),
+        gradients=_gradients(shards, settings),
         state=_state(name, shards),
         step_peak=None,
         messages=message_bytes(shards, **packing) if is_ours and is_divided else 0,
@@ -233,6 +233,15 @@ def footprint_without_peak(name: str, run: PlannedRun) -> Footprint:
         gathered=gathered_bytes(shards) if settings.parts > 1 else 0,
         step_in_backward=settings.step_in_backward,
     )
+
+
+def _gradients(shards: Sequence[Shard], settings: Settings) -> int:
+    """Bytes of the gradients that are alive at once; compressed, DDP averages those of dense weights after the hook."""
+    if not settings.step_in_backward:
+        return sum(shard.local.nbytes for shard in shards)
+    stays = settings.sharding == "compressed" and settings.devices > 1
+    dense = sum(shard.local.nbytes for shard in shards if stays and shard.layout is None)
+    return dense + max((shard.local.nbytes for shard in shards if not (stays and shard.layout is None)), default=0)
 
 
 # What is known of peers: torch's fused AdamW works in place.

@@ -52,7 +52,10 @@ def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict
 
 def _subcommand(run: Path) -> str:
     """The subcommand that began a run."""
-    return json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["subcommand"]
+    record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    if "subcommand" not in record:
+        raise UsageError(f"{run} was begun by an older ldadam, whose runs cannot be resumed: choose another --out")
+    return record["subcommand"]
 
 
 def create(run: Path, config: RunConfig, facts: dict[str, Any]) -> None:
