@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ANSWERING: {"length": 512, "batch_size": 32, "rank": 32},
 }
 LEARNING_RATES = {
-    CLASSIFICATION: {"ldadamw": 2e-4, "adamw": 1e-4},
+    CLASSIFICATION: {"ldadamw": 3e-4, "adamw": 1e-4},
     ANSWERING: {"ldadamw": 2e-5, "adamw": 2e-5},
 }
 EPOCHS = 3.0

@@ -12,6 +12,7 @@ import torch
 from ldadam.finetune.config import FinetuneConfig
 from ldadam.training.errors import UsageError
 from ldadam.training.packages import package_folder
+from ldadam.training.quiet import silence_transformers
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_END = "<|im_end|>"
@@ -52,11 +53,8 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
 
 
 def _load(auto_class: Any, config: FinetuneConfig, *, what: str, **kwargs: Any) -> Any:
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
     assert config.model
-    disable_progress_bar()
-    set_verbosity_error()  # it tells that the head is new
+    silence_transformers()
     try:
         return auto_class.from_pretrained(find_model(config.model), **kwargs)
     except UsageError:

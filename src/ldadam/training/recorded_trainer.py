@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from ldadam.training import checkpoints
 from ldadam.training.errors import FailedTogether
+from ldadam.training.quiet import silence_transformers
 from ldadam.training.ranks import Ranks
 from ldadam.training.recorder import STATE_FILE, Recorder
 from ldadam.training.run_config import RunConfig
@@ -36,8 +36,6 @@ class RecordedTrainer(Trainer):
     """The loop, gradient accumulation, clipping, scheduling, saving and resuming are the base class's."""
 
     def __init__(self, *, recorder: Recorder, ranks: Ranks, settings: RunConfig, run: Path, **kwargs: Any) -> None:
-        disable_progress_bar()  # there is one already
-        set_verbosity_error()  # it warns of a process group that it does not know of
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.recorder = recorder
@@ -104,6 +102,7 @@ class RecordedTrainer(Trainer):
 def training_arguments(config: RunConfig, run: Path, device: torch.device, *, batch_size: int) -> TrainingArguments:
     """The Trainer's settings for this run, with the batch size of this rank."""
     assert config.steps and config.batch_size and config.grad_accum and config.lr is not None
+    silence_transformers()
     own_gpu = torch.cuda.current_device() if device.type == "cuda" else None
     cosine = {"min_lr_rate": config.final_lr} if config.schedule == "cosine" else {}
     with warnings.catch_warnings():
