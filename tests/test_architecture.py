@@ -99,8 +99,12 @@ def names_in(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("names", "owner"),
-    [({"DTensor", "placements", "device_mesh"}, "distributed"), ({"tl", "triton_kernels"}, "backends")],
-    ids=["distributed tensors", "triton"],
+    [
+        ({"DTensor", "placements", "device_mesh"}, "distributed"),
+        ({"tl", "triton_kernels"}, "backends"),
+        ({"lightning"}, "integrations"),
+    ],
+    ids=["distributed tensors", "triton", "Lightning"],
 )
 def test_one_part_alone_knows_of(names, owner):
     outsiders = [module for module, path in MODULES.items() if part_of(module) != owner and names & names_in(path)]

@@ -70,7 +70,7 @@ def test_what_a_page_names_exists(page):
     text = page.read_text()
     for test in re.findall(r"`(tests/[\w/]+\.py::\w+)`", text):
         assert_exists(test)
-    for file in re.findall(r"`((?:tests|benchmarks|src|docs)/[\w/.-]+\.\w+)`", text):
+    for file in re.findall(r"`((?:tests|benchmarks|examples|src|docs)/[\w/.-]+\.\w+)`", text):
         assert (ROOT / file).exists(), file
 
 
