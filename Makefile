@@ -34,7 +34,7 @@ bench-gpu:  ## time a step on one GPU; takes the Python that has torch for it
 
 bench-gpu-end-to-end:  ## whole training steps of 131,072 tokens on one GPU; each summary has the optimizer's share of time
 	for optimizer in adamw "ldadamw --rank 64"; do PYTHONPATH=src $(PYTHON) -m ldadam pretrain --preset 350m \
-		--corpus stdlib --optimizer $$optimizer --device cuda --dtype bfloat16 --steps 30 --monitor-every 0 \
+		--corpus stdlib --vocab-size 32000 --optimizer $$optimizer --device cuda --dtype bfloat16 --steps 30 --monitor-every 0 \
 		--eval-every 30 --save-every 30 --out runs/end-to-end-$${optimizer%% *} || exit; done
 
 bench-gpu-memory:  ## the peak of training steps on one GPU, beside the plan; takes the Python that has torch for it
@@ -67,4 +67,4 @@ $(PEERS_READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs site dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs/demo site dist .pytest_cache .ruff_cache
