@@ -1,6 +1,7 @@
 """Two hosts and a slow link between them: seconds and bytes of a data-parallel step, with and without compression.
 
-    sudo .venv/bin/python benchmarks/slow_link.py --out benchmarks/results/slow_link.json --picture docs/images/slow_link.png
+    sudo .venv/bin/python benchmarks/slow_link.py --out benchmarks/results/slow_link.json \\
+        --picture docs/images/slow_link.png
 
 Two processes train the 20m preset of `ldadam pretrain` on the CPU, one thread each, one sequence of 256 random tokens
 each, by gloo. Each runs in a network namespace of its own, that knows nothing but one TUN device. This process carries
