@@ -179,7 +179,7 @@ BAD_INPUT = {
     "epochs must be above 0": {"epochs": 0},
     "length must be at least 4": {"length": 2},
     "rank has no effect on adamw": {"optimizer": "adamw", "rank": 4},
-    "packing is for answering prompts, and this run classifies": {"packing": True},
+    "generate_tokens is for answering prompts, and this run classifies": {"generate-tokens": 4},
     "validation belongs to --train FILE": {"train": None, "task": "cola", "validation": "mine.tsv"},
     "device must be auto, cpu or cuda": {"device": "tpu"},
 }

@@ -129,13 +129,14 @@ def test_exact_match_counts_right_results(tokenizer, model, folder):
 def test_braces_of_a_template_are_its_own(tokenizer):
     problem = Problem("{x} and 2?", "4")
     found = encode(problem, tokenizer, template='{"say": 1} {prompt}', length=64)
-    assert tokenizer.decode(found.tokens[: found.num_prompt]) == '{"say": 1} {x} and 2?'
+    assert tokenizer.decode(found.tokens[: found.num_prompt], skip_special_tokens=True) == '{"say": 1} {x} and 2?'
 
 
 def test_a_model_that_reads_later_tokens_is_refused(tokenizer, tmp_path):
     from transformers import BertConfig, BertLMHeadModel
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes["initializer_range"] = 0.5  # so that tokens are heard
     BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     config = resolve({"model": str(tmp_path), "task": "gsm8k", "length": 64, "generate_tokens": 8})
