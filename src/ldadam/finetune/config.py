@@ -52,7 +52,7 @@ class FinetuneConfig(RunConfig):
     out: str = option("runs/finetune", "folder of the run", panel="Run", resume="may change")
 
 
-# RoBERTa on GLUE and Llama-2 on GSM8K as published; the learning rates are starting points.
+# RoBERTa on GLUE and Llama-2 on GSM8K as published; learning rates of encoders: docs/log.md.
 DEFAULTS: dict[str, dict[str, Any]] = {
     CLASSIFICATION: {"length": 128, "batch_size": 16, "rank": 8},
     ANSWERING: {"length": 512, "batch_size": 32, "rank": 32},
