@@ -41,6 +41,11 @@ class Hyperparameters:
         """Whether `step` is kept on the parameter's device, since the host must not or cannot know it."""
         return self.capturable or self.skip_nonfinite
 
+    @property
+    def has_zero_lr(self) -> bool:
+        """Whether the host knows the learning rate to be zero; it does not look at one that a device keeps."""
+        return not (isinstance(self.lr, Tensor) and self.lr.device.type != "cpu") and float(self.lr) == 0
+
 
 NAMES = tuple(field.name for field in fields(Hyperparameters))
 

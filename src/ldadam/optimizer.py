@@ -318,11 +318,11 @@ def _is_priming(update: ParamUpdate, *, replicas: tuple[ProcessGroup, ...]) -> b
     `torch.distributed.checkpoint` creates the state of a fresh optimizer that way. A step counted here would shift
     the bias correction of the whole run.
     """
-    lr, state = update.hyper.lr, update.state
-    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+    if not update.hyper.has_zero_lr:
         return False
+    state = update.state
     is_known = is_known_to_host(state["step"], capturable=update.hyper.capturable)
-    if not (update.is_first or (is_known and state["step"].item() == 0)) or float(lr) != 0:
+    if not (update.is_first or (is_known and state["step"].item() == 0)):
         return False
     summed = [update.grad, *(state[key] for key in ("error_buffer",) if key in state)]
     return all(distributed.is_zero(one, replicas=replicas) for one in summed)

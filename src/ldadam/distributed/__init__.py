@@ -16,9 +16,9 @@ from ldadam import state as whole_state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.distributed.agreement import refuse_different_steps
-from ldadam.distributed.blocks import block_of, is_sharded
+from ldadam.distributed.blocks import block_of, is_sharded, mesh_groups
 from ldadam.distributed.clipping import clip_grad_norm_
-from ldadam.distributed.compressed import average_gradients_, compress_gradients, mesh_groups
+from ldadam.distributed.compressed import average_gradients_, compress_gradients
 from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ldadam.backends.update import ParamUpdate
-from ldadam.distributed.compressed import mesh_groups
+from ldadam.distributed.blocks import mesh_groups
 from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import NAMES
 
@@ -41,14 +41,15 @@ def refuse_different_steps(updates: Sequence[ParamUpdate], replicas: Mapping[Ten
         return
     by_groups: dict[Groups, list[ParamUpdate]] = {}
     for update in updates:
-        groups = _groups(update.param, replicas.get(update.param, ()))
-        if groups and update.state["step"] not in _COMPARED:
+        if update.state["step"] in _COMPARED:
+            continue
+        if groups := _groups(update.param, replicas.get(update.param, ())):
             by_groups.setdefault(groups, []).append(update)
     # In an order that all ranks have in common, even where they have their parameters in another one.
     for groups in sorted(by_groups, key=lambda groups: [dist.get_process_group_ranks(group) for group in groups]):
         _compare(by_groups[groups], groups)
         # At a learning rate of zero this may be no step but a request for state: the first step is yet to come.
-        _COMPARED.update({one.state["step"]: True for one in by_groups[groups] if not _is_zero(one.hyper.lr)})
+        _COMPARED.update({one.state["step"]: True for one in by_groups[groups] if not one.hyper.has_zero_lr})
 
 
 def _groups(param: Tensor, replicas: Groups) -> Groups:
@@ -57,11 +58,6 @@ def _groups(param: Tensor, replicas: Groups) -> Groups:
     if param.ndim == 3 and all(one.is_replicate() or one.is_shard(0) for one in placements):
         return replicas
     return (*mesh_groups(param), *replicas)
-
-
-def _is_zero(lr: float | Tensor) -> bool:
-    """Whether the host knows the learning rate to be zero."""
-    return not (isinstance(lr, Tensor) and lr.device.type != "cpu") and float(lr) == 0
 
 
 def _compare(updates: Sequence[ParamUpdate], groups: Groups) -> None:

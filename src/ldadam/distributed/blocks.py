@@ -1,7 +1,8 @@
 """What this rank holds of a tensor: all of it, or the local block of a DTensor, which is imported elsewhere."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -17,3 +18,18 @@ def is_sharded(param: Tensor) -> "TypeIs[DTensor]":
 def block_of(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds, in its own storage."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def mesh_groups(param: Tensor) -> list[dist.ProcessGroup]:
+    """The groups, one for each axis of its mesh, that a parameter is spread over."""
+    return [param.device_mesh.get_group(axis) for axis in range(param.device_mesh.ndim)] if is_sharded(param) else []
+
+
+def refuse_other_optimizers(optimizer: Any, *, caller: str) -> None:
+    """Refuse what is no `LDAdamW`, which lies above and cannot be imported here.
+
+    Raises:
+        TypeError: it does not know which ranks have other gradients.
+    """
+    if not hasattr(optimizer, "replicas"):
+        raise TypeError(f"{caller} needs an LDAdamW, got {type(optimizer).__name__}; unwrap it first")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ldadam.backends.partial import Partial, Shards
-from ldadam.distributed.blocks import block_of, is_sharded
+from ldadam.distributed.blocks import block_of, is_sharded, refuse_other_optimizers
 from ldadam.distributed.compressed import average_gradients_
 from ldadam.distributed.reduction import Term, combine
 from ldadam.layout import MatrixLayout, math_dtype
@@ -54,8 +54,7 @@ def clip_grad_norm_(optimizer: "LDAdamW", max_norm: float) -> Tensor:
         >>> round(norm.item(), 3), round(model.bias.grad.norm().item(), 3)
         (182.428, 0.124)
     """
-    if not hasattr(optimizer, "replicas"):
-        raise TypeError(f"clip_grad_norm_ needs an LDAdamW, got {type(optimizer).__name__}; unwrap it first")
+    refuse_other_optimizers(optimizer, caller="clip_grad_norm_")
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm!r}")
     layouts = {param: layout for param, layout in optimizer.layouts().items() if param.grad is not None}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldadam import error_buffer
-from ldadam.distributed.blocks import block_of, is_sharded
+from ldadam.distributed.blocks import block_of, is_sharded, mesh_groups, refuse_other_optimizers
+from ldadam.distributed.plan import waves
 from ldadam.distributed.reduction import all_reduce_
 from ldadam.layout import math_dtype
 
@@ -99,8 +100,7 @@ def compress_gradients(
 
 
 def _refuse_arguments(module: nn.Module, optimizer: Any, check_every: int | None) -> None:
-    if not hasattr(optimizer, "replicas"):
-        raise TypeError(f"compress_gradients needs an LDAdamW, got {type(optimizer).__name__}; unwrap it first")
+    refuse_other_optimizers(optimizer, caller="compress_gradients")
     if any(isinstance(inner, nn.parallel.DistributedDataParallel) for inner in module.modules()):
         raise TypeError(
             "compress_gradients needs a module before DistributedDataParallel wraps it, since DDP asks only once what "
@@ -221,11 +221,6 @@ def _is_debugging() -> bool:
     return level != dist.DebugLevel.OFF  # pyright: ignore[reportPrivateImportUsage]
 
 
-def mesh_groups(param: Tensor) -> list[dist.ProcessGroup]:
-    """The groups, one for each axis of its mesh, that a parameter is spread over."""
-    return [param.device_mesh.get_group(axis) for axis in range(param.device_mesh.ndim)] if is_sharded(param) else []
-
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -262,10 +257,5 @@ def _messages(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for same in kinds.values():
-        message: list[Tensor] = []
-        for tensor in same:
-            if message and sum(one.numel() for one in message) + tensor.numel() > MESSAGE_ENTRIES:
-                yield message
-                message = []
-            message.append(tensor)
-        yield message
+        for wave in waves([tensor.numel() for tensor in same], bound=MESSAGE_ENTRIES):
+            yield [same[index] for index in wave]

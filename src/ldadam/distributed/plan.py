@@ -131,18 +131,19 @@ def messages(sizes: Mapping[str, int]) -> dict[tuple[str, ...], int]:
     return {names: size for names, size in found.items() if size}
 
 
-def waves(sizes: Sequence[int]) -> list[list[int]]:
-    """The indices of parameters, in order, that are stepped side by side: their messages fit `MAX_MESSAGE_BYTES`.
+def waves(sizes: Sequence[int], *, bound: int | None = None) -> list[list[int]]:
+    """The indices of things, in order, that travel together: as many as fit the bound, or a larger one alone.
 
     Args:
-        sizes: bytes of each one's longest message, which have to be the same on all ranks.
+        sizes: of each, such as the bytes of its longest message; they have to be the same on all ranks.
+        bound: of their sum; by default `MAX_MESSAGE_BYTES`.
     """
     found: list[list[int]] = []
     room = 0
     for index, size in enumerate(sizes):
         if not found or size > room:
             found.append([])
-            room = MAX_MESSAGE_BYTES
+            room = MAX_MESSAGE_BYTES if bound is None else bound
         found[-1].append(index)
         room -= size
     return found
