@@ -18,8 +18,9 @@ LAYERS = [
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
     {"description", "published", "in_backward", "ldadam"},
-    {"provenance", "live_bytes", "monitor"},
-    {"integrations", "planner", "training", "finetune", "report", "bench", "recipes", "cli", "__main__"},
+    {"provenance", "live_bytes", "storages"},
+    {"monitor", "peers"},
+    {"integrations", "planner", "training", "finetune", "report", "bench", "comparison", "recipes", "cli", "__main__"},
 ]
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 

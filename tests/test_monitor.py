@@ -5,7 +5,8 @@ import torch
 
 from ldadam import LDAdamW, describe, error_buffer
 from ldadam.layout import matrix_layout
-from ldadam.monitor import SubspaceMonitor, bytes_by_category, storage_bytes
+from ldadam.monitor import SubspaceMonitor, bytes_by_category
+from ldadam.storages import storage_bytes
 
 SHAPES = {"wide": (12, 30), "tall": (30, 12), "square": (16, 16), "experts": (3, 8, 14)}
 

@@ -10,7 +10,7 @@ which needs copies of the small m₋ and U₋ only. At a parameter's first step 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ldadam import error_buffer
 from ldadam.distributed import is_sharded
 from ldadam.optimizer import LDAdamW, param_name
+from ldadam.storages import storage_bytes, tensors_in
 
 LOW_RANK_STATE = ("exp_avg", "basis")
 
@@ -58,7 +59,8 @@ class SubspaceMonitor:
     def before_step_of(self, parameter: Tensor, index: int) -> None:
         """The same for one parameter of param group `index`; a later call replaces an earlier one."""
         group, state = self.optimizer.param_groups[index], self.optimizer.state.get(parameter)
-        if group.get("rank") is not None and parameter.grad is not None and (not state or "basis" in state):
+        is_low_rank = "rho" in group and group["rank"] is not None  # groups of other optimizers may have a rank too
+        if is_low_rank and parameter.grad is not None and (not state or "basis" in state):
             self._before[parameter] = self._record(parameter, beta1=float(group["betas"][0]))
 
     def _record(self, parameter: Tensor, *, beta1: float) -> _Before:
@@ -136,16 +138,9 @@ def bytes_by_category(model: torch.nn.Module, optimizer: Optimizer) -> dict[str,
     kinds: dict[str, list[Tensor]] = {}
     for state in optimizer.state.values():
         for kind, value in state.items():
-            if torch.is_tensor(value):
-                kinds.setdefault(kind, []).append(value)
+            kinds.setdefault(kind, []).extend(tensors_in(value))
     return {
         "weights": storage_bytes(parameters),
         "gradients": storage_bytes([p.grad for p in parameters if p.grad is not None]),
-        "optimizer": {kind: storage_bytes(tensors) for kind, tensors in sorted(kinds.items())},
+        "optimizer": {kind: storage_bytes(tensors) for kind, tensors in sorted(kinds.items()) if tensors},
     }
-
-
-def storage_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes behind the tensors: a view counts for all it keeps alive, a shared storage counts once."""
-    storages = [(tensor.to_local() if is_sharded(tensor) else tensor).untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

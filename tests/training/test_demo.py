@@ -6,7 +6,6 @@ import json
 import pytest
 from tiny_runs import TINY, ldadam, numbers
 
-from ldadam.training import demo
 from ldadam.training.presets import PRESETS
 
 
@@ -43,27 +42,3 @@ def test_the_demo_touches_no_other_folder(tmp_path, tiny_demo, capsys):
     assert ldadam("demo", "--out", tmp_path) == 2
     assert "is no demo's: delete it, or choose another --out" in capsys.readouterr().err
     assert (tmp_path / "adamw/precious").exists()
-
-
-def test_the_sweep_gives_both_optimizers_the_same_trials(tmp_path, tiny_demo, monkeypatch):
-    monkeypatch.setattr(demo, "SWEEP_RATES", (1e-3, 4e-3))
-    assert ldadam("demo", "--sweep", "--out", tmp_path, "--threads", "1") == 0
-    result = json.loads((tmp_path / "demo_lr_sweep.json").read_text())
-    assert [(t["optimizer"], t["lr"]) for t in result["trials"]] == [
-        (optimizer, lr) for optimizer in ("ldadamw", "adamw") for lr in (1e-3, 4e-3)
-    ]
-    for optimizer, best in result["best"].items():
-        trials = {t["lr"]: t["final_validation_loss"] for t in result["trials"] if t["optimizer"] == optimizer}
-        assert trials[best] == min(trials.values())
-    # Run again, it finds the trials finished.
-    (tmp_path / "demo_lr_sweep.json").unlink()
-    assert ldadam("demo", "--sweep", "--out", tmp_path, "--threads", "1") == 0
-    assert json.loads((tmp_path / "demo_lr_sweep.json").read_text())["trials"] == result["trials"]
-
-
-def test_a_diverged_trial_never_wins():
-    trials = [
-        {"optimizer": "adamw", "lr": 1e-3, "final_validation_loss": 5.0},
-        {"optimizer": "adamw", "lr": 1.0, "final_validation_loss": float("nan")},
-    ]
-    assert demo._best(trials, "adamw") == 1e-3

@@ -12,13 +12,14 @@ and tiles read twice, are not counted: they lower the rate that is reported, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import Parameter
 
 from ldadam.bench.subjects import Stepper
+from ldadam.storages import storage_bytes, tensors_in
 
 # Operations of AdamW for one weight: three for m, four for v, five for the direction, three for the weight.
 ADAMW_OPERATIONS = 15
@@ -60,25 +61,4 @@ def low_rank_operations(m: int, n: int, r: int) -> int:
 
 def state_bytes(stepper: Stepper) -> int:
     """Bytes of all storages that the state keeps alive, those inside of projectors and quantised tensors too."""
-    storages = {}
-    for state in stepper.state.values():
-        for tensor in _tensors(state):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every plain tensor inside of a value of some optimizer's state."""
-    if hasattr(value, "__tensor_flatten__") and type(value) is not Tensor:
-        names, _ = value.__tensor_flatten__()
-        yield from _tensors([getattr(value, name) for name in names])
-    elif isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors(inner)
-    elif hasattr(value, "__dict__"):
-        yield from _tensors(vars(value))
+    return storage_bytes(tensor for state in stepper.state.values() for tensor in tensors_in(state))

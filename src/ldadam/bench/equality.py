@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ldadam.bench.models import Model, Shape
 from ldadam.bench.subjects import Stepper, ldadamw
-from ldadam.bench.weights import Weights, fill_gradients_, make_weights
+from ldadam.bench.weights import fill_gradients_, make_weights
+from ldadam.peers import Weights
 
 # Distance relative to the norm, after a few steps. Both do the same sums in another order; differences pass through
 # the basis, which amplifies them by the inverse of its spectral gaps, and bfloat16 rounds A and the factors to 2^-9.

@@ -13,8 +13,8 @@ from torch import Tensor
 from ldadam import LDAdamW, lowrank_param_groups, step_in_backward
 from ldadam.bench.cost import state_bytes
 from ldadam.bench.subjects import LR, Stepper, find_entry
-from ldadam.bench.weights import Weights
 from ldadam.live_bytes import LiveBytes
+from ldadam.peers import split
 from ldadam.planner.models import LLAMAS, LlamaShape
 
 
@@ -111,11 +111,9 @@ def _build(case: Case, model: torch.nn.Module) -> Stepper:
         if case.step_in_backward:
             step_in_backward(optimizer)
         return optimizer
-    entry, kinds = find_entry(case.optimizer), {True: [], False: []}
-    for group in groups:
-        kinds[group["rank"] is None] += group["params"]
+    entry = find_entry(case.optimizer)
     try:
-        return entry.build(Weights(low_rank=kinds[False], dense=kinds[True]), case.rank or 1)
+        return entry.build(split(groups), case.rank or 1)
     except ImportError as error:
         raise ImportError(f"pip install {entry.install} ({error})") from error
 

@@ -16,9 +16,10 @@ from ldadam.bench.clock import Ceilings, measure_ceilings
 from ldadam.bench.equality import Equality, check_equality
 from ldadam.bench.models import Model, find_models
 from ldadam.bench.progress import Progress
-from ldadam.bench.subjects import UPDATE_PROJ_GAP, Entry, find_entry
+from ldadam.bench.subjects import Entry, find_entry
 from ldadam.bench.timing import Bench, Timing
 from ldadam.bench.weights import make_weights
+from ldadam.peers import UPDATE_PROJ_GAP
 from ldadam.training.errors import RunError, UsageError
 from ldadam.training.files import make_folder_of
 

@@ -20,7 +20,8 @@ from ldadam.bench.clock import Duration, timed
 from ldadam.bench.cost import Cost, state_bytes, step_cost
 from ldadam.bench.memory import extra_memory, free_memory
 from ldadam.bench.subjects import Entry, Stepper
-from ldadam.bench.weights import Weights, fill_gradients_
+from ldadam.bench.weights import fill_gradients_
+from ldadam.peers import Weights
 
 # Untimed steps before a visit: the first makes state and compiles, the third records a CUDA graph.
 WARM_UP_STEPS = 3

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from ldadam.bench.models import Model
+from ldadam.peers import Weights
 
 # A gradient is a signal of this rank plus noise, of about the size that clipped training has.
 SIGNAL_RANK = 8
 GRADIENT_SCALE = 1e-3
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Parameters with gradients: those that a low-rank optimizer projects, and the others."""
-
-    low_rank: list[Parameter]
-    dense: list[Parameter]
-
-    @property
-    def params(self) -> list[Parameter]:
-        """All of them."""
-        return [*self.low_rank, *self.dense]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the parameters alone."""
-        return sum(param.nbytes for param in self.params)
 
 
 def make_weights(model: Model, *, device: torch.device, dtype: torch.dtype) -> Weights:

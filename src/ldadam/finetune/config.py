@@ -102,7 +102,7 @@ def resolve(settings: dict[str, Any]) -> FinetuneConfig:
         **{"grad_accum": 1, "log_every": 1, "monitor_every": 50},
         **choice.defaults(),
         **defaults,
-        "lr": LEARNING_RATES[goal][config.optimizer],
+        "lr": LEARNING_RATES[goal].get(config.optimizer, choice.defaults()["lr"]),
     }
     if config.steps is None:
         open_values["epochs"] = EPOCHS

@@ -110,6 +110,12 @@ def summary_rows(runs: Sequence[RunData]) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a page: the first column to the left, numbers to the right."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def summary_table(runs: Sequence[RunData]) -> str:
     """The comparison as an HTML table."""
     headings, rows = summary_rows(runs)

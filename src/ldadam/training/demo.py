@@ -1,21 +1,17 @@
-"""`ldadam demo`: LDAdamW and AdamW on the same batches from the same weights, and the sweep that chose their rates."""
+"""`ldadam demo`: LDAdamW and AdamW on the same batches from the same weights."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ldadam import provenance
-from ldadam.training import run_folder
 from ldadam.training.config import PretrainConfig, resolve
 from ldadam.training.errors import UsageError
 from ldadam.training.model import build_model, choose_device
@@ -24,8 +20,6 @@ from ldadam.training.pretrain import Text, prepare_text, pretrain
 
 OPTIMIZERS = ("ldadamw", "adamw")
 TITLES = {"ldadamw": "LDAdamW", "adamw": "AdamW"}
-# The same trials for both: a factor of two apart, with the best ones inside.
-SWEEP_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 RESULT_FILE = "demo.json"
 
 
@@ -42,8 +36,8 @@ def run_demo(out: Path, *, threads: int | None = None) -> None:
     _compare(out, console)
 
 
-def _config(optimizer: str, out: Path, *, threads: int | None, **settings: Any) -> PretrainConfig:
-    return resolve({"preset": "demo", "optimizer": optimizer, "out": str(out), "threads": threads, **settings})
+def _config(optimizer: str, out: Path, *, threads: int | None) -> PretrainConfig:
+    return resolve({"preset": "demo", "optimizer": optimizer, "out": str(out), "threads": threads})
 
 
 def _make_room(out: Path, console: Console) -> None:
@@ -90,7 +84,7 @@ def _warm_up(configs: Sequence[PretrainConfig], text: Text) -> None:
 def _compare(out: Path, console: Console) -> None:
     """Write demo.json, demo.md and the report; print the table."""
     from ldadam.report import load_run, write_report
-    from ldadam.report.page import summary_rows
+    from ldadam.report.page import markdown_table, summary_rows
 
     folders, names = [out / optimizer for optimizer in OPTIMIZERS], [TITLES[name] for name in OPTIMIZERS]
     runs = [load_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]
@@ -106,62 +100,3 @@ def _compare(out: Path, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(f"Picture: {out / 'report.png'}\nPage:    {page}\nTable:   {out / 'demo.md'}")
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README: the first column to the left, numbers to the right."""
-    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def run_sweep(out: Path, *, threads: int | None = None) -> None:
-    """Train both optimizers at every rate of the grid with the demo's settings; write `demo_lr_sweep.json`.
-
-    Run again in the same folder, it goes on where it was stopped.
-    """
-    console = Console(soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
-    first = _config(OPTIMIZERS[0], out / "sweep", threads=threads)
-    text = _announce(first, console)
-    trials = []
-    for optimizer in OPTIMIZERS:
-        for lr in SWEEP_RATES:
-            config = _config(
-                optimizer,
-                out / f"{optimizer}-{lr:g}",
-                threads=threads,
-                lr=lr,
-                eval_every=first.steps,
-                save_every=first.steps,
-                keep_checkpoints=1,
-            )
-            config = dataclasses.replace(config, monitor_every=0)
-            begun = (Path(config.out) / run_folder.CONFIG_FILE).exists()
-            trials.append(_trial(pretrain(config, resume=begun, text=text, title=f"{TITLES[optimizer]} {lr:g}")))
-            console.print(f"{optimizer} lr {lr:g}: validation loss {trials[-1]['final_validation_loss']:.4f}")
-    result = {
-        "command": provenance.command(),
-        **run_folder.versions(),
-        "hardware": provenance.hardware(),
-        "seed": first.seed,
-        "steps": first.steps,
-        "fingerprint": text.packed.fingerprint,
-        "best": {optimizer: _best(trials, optimizer) for optimizer in OPTIMIZERS},
-        "trials": trials,
-    }
-    path = out / "demo_lr_sweep.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    console.print(f"Best learning rates: {result['best']}\nWritten to {path}")
-
-
-def _trial(run: Path) -> dict[str, Any]:
-    from ldadam.report import load_run
-
-    found = load_run(run).summary()
-    return {name: found[name] for name in ("optimizer", "lr", "rank", "final_validation_loss")}
-
-
-def _best(trials: list[dict[str, Any]], optimizer: str) -> float:
-    """The rate with the lowest final validation loss; a diverged run (NaN) never wins."""
-    finished = [t for t in trials if t["optimizer"] == optimizer and t["final_validation_loss"] < float("inf")]
-    return min(finished, key=lambda trial: trial["final_validation_loss"])["lr"]

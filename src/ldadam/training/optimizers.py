@@ -1,4 +1,4 @@
-"""The optimizers that `--optimizer` knows. Add one by adding a row to `OPTIMIZERS`.
+"""The optimizers that `--optimizer` knows: the two of this table, those of `peers.PEERS`, and any module:Class.
 
 Hyperparameter defaults are read from the optimizer's own signature, so they are written down once.
 """
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ldadam.training.errors import UsageError
+from ldadam.peers import PEERS, Peer, of_any_class, split
+from ldadam.training.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,9 +62,28 @@ class OptimizerChoice:
 
 def find_optimizer(name: str) -> OptimizerChoice:
     """The row called `name`."""
-    if name not in OPTIMIZERS:
-        raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name]
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if name in PEERS:
+        return _choice_of(PEERS[name])
+    if ":" in name:
+        return _choice_of(of_any_class(name))
+    raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join((*OPTIMIZERS, *PEERS))}, or module:Class")
+
+
+def _choice_of(peer: Peer) -> OptimizerChoice:
+    """A peer as a row of the table."""
+    from ldadam import lowrank_param_groups
+
+    def build(model: nn.Module, config: RunConfig) -> Optimizer:
+        groups = lowrank_param_groups(model, rank=config.rank or 1, target_modules=config.target_modules)
+        try:
+            return peer.build(split(groups), lr=config.lr, rank=config.rank)
+        except (ImportError, AttributeError) as error:
+            raise RunError(f"{peer.name} cannot be built ({error}): pip install {peer.install}") from error
+
+    options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
+    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: {"lr": peer.lr}, build)
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:

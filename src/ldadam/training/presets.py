@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         num_layers=4,
         num_heads=4,
         rank=32,
-        # The best of five each: `ldadam demo --sweep`, recorded in benchmarks/results/demo_lr_sweep.json.
+        # The best of five each: benchmarks/results/demo_lr_sweep.json.
         lr={"ldadamw": 4e-3, "adamw": 2e-3},
         steps=600,
         batch_size=16,

@@ -42,7 +42,9 @@ class RunConfig:
     subcommand = ""
     parallel = "none"
 
-    optimizer: str = option("ldadamw", "optimizer: ldadamw or adamw", panel="Optimizer")
+    optimizer: str = option(
+        "ldadamw", "ldadamw, adamw, a peer such as galore or muon, or module:Class", panel="Optimizer"
+    )
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
     beta1: float | None = option(None, "decay of the first moment", panel="Optimizer")
     beta2: float | None = option(None, "decay of the second moment", panel="Optimizer")

@@ -1,0 +1,104 @@
+"""`ldadam compare`, `run` and `recipes`: studies of several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ldadam.cli.app import Debug, Threads, app, show_warnings_as_sentences
+
+if TYPE_CHECKING:
+    from ldadam.comparison.study import Study
+
+Processes = Annotated[int, typer.Option(help="Of each run; more than one are started by torchrun.", min=1, metavar="N")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands of the runs, and make none.")]
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Option(help="pretrain:PRESET, or finetune:TASK:MODEL.")] = "pretrain:demo",
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            help="ldadamw, adamw, adafactor, muon, adamw8bit, adamw4bit, galore, apollo, fira, dct, module:Class; with "
+            "commas between."
+        ),
+    ] = "ldadamw,adamw",
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            help="Learning rates for all, 1e-3/2e-3/4e-3, or for some, adamw=1e-3/2e-3,galore=1e-2. Default: five "
+            "around the optimizer's own, a factor of two apart.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many; the first chooses the learning rate.", min=1, metavar="N")] = 3,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of all runs, such as steps=1000; may be given often.", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of the results.")] = Path("runs/compare"),
+    threads: Threads = None,
+    processes: Processes = 1,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Train optimizers on the same work, each at its best learning rate: quality against steps, seconds and bytes.
+
+    Stopped, the same command goes on. A run that fails is shown as failed.
+    """
+    from ldadam.comparison.arguments import study_from
+
+    study = study_from(task, optimizers, lrs=lrs, num_seeds=seeds, settings=settings or [], threads=threads)
+    _make([study], out, processes=processes, dry_run=dry_run)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: experiments of the papers, and small ones that need no network."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ldadam.recipes import RECIPES, about
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, recipe in RECIPES.items():
+        table.add_row(name, about(recipe))
+    Console(soft_wrap=False).print(table)
+
+
+@app.command("run")
+def run_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe, of those that `ldadam recipes` lists.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs and of the results. Default: runs/NAME.", show_default=False)
+    ] = None,
+    processes: Processes = 1,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Make every run of a recipe, then its table and picture. Stopped, the same command goes on."""
+    from ldadam.recipes import find_recipe
+
+    studies = find_recipe(name)()
+    _make(studies, out or Path("runs") / name, processes=processes, dry_run=dry_run)
+
+
+def _make(studies: list[Study], out: Path, *, processes: int, dry_run: bool) -> None:
+    """Make the studies, in folders of their own where they are several."""
+    from ldadam.comparison.run_study import run_study, show
+    from ldadam.comparison.study import command_line
+
+    show_warnings_as_sentences()
+    for study in studies:
+        folder = out if len(studies) == 1 else out / study.name
+        if dry_run:
+            for trial in study.sweep():
+                print(command_line(study, trial, out=str(folder / trial.name), processes=processes))
+            continue
+        show(run_study(study, folder, processes=processes))
+        print(f"Results: {folder / 'study.json'}\nTable:   {folder / 'study.md'}\nPicture: {folder / 'study.png'}")

@@ -1,0 +1,96 @@
+"""From the command line to a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ldadam.comparison.study import KINDS, Contestant, Study
+from ldadam.training.config_file import parse_value
+from ldadam.training.errors import UsageError
+from ldadam.training.run_config import RunConfig, fields_of
+
+# Five trials each: around an optimizer's own learning rate, a factor of two apart.
+AROUND = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def study_from(
+    task: str,
+    optimizers: str,
+    *,
+    lrs: str | None,
+    num_seeds: int,
+    settings: Sequence[str],
+    threads: int | None,
+) -> Study:
+    """The study that `ldadam compare` describes.
+
+    Raises:
+        UsageError: a name is unknown, or a number is none.
+    """
+    subcommand, work = _work(task)
+    shared = {**work, **_settings(KINDS[subcommand], settings), "threads": threads}
+    names = [name for name in optimizers.replace(" ", "").split(",") if name]
+    if not names:
+        raise UsageError("--optimizers is empty: name one, such as ldadamw")
+    rates = _rates(lrs, names)
+    contestants = tuple(Contestant(name, rates.get(name) or _around(subcommand, shared, name)) for name in names)
+    return Study(task.replace(":", "-"), task, subcommand, shared, contestants, tuple(range(num_seeds)))
+
+
+def _work(task: str) -> tuple[str, dict[str, Any]]:
+    """The subcommand and its settings of a task such as pretrain:demo or finetune:trec:minilm."""
+    subcommand, *rest = task.split(":", 2)
+    if subcommand == "pretrain" and len(rest) == 1 and rest[0]:
+        return subcommand, {"preset": rest[0]}
+    if subcommand == "finetune" and len(rest) == 2 and all(rest):
+        return subcommand, {"task": rest[0], "model": rest[1]}
+    raise UsageError(f"--task must be pretrain:PRESET or finetune:TASK:MODEL, got {task}")
+
+
+def _settings(kind: type[RunConfig], given: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in fields_of(kind) or name in ("optimizer", "lr", "seed", "out", "report"):
+            raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}")
+        text = value.strip()
+        known = {"true": True, "false": False}
+        found[name] = parse_value(kind, name, known.get(text.lower(), text), where="--set")
+    return found
+
+
+def _rates(text: str | None, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Learning rates by optimizer; without a name they are for all."""
+    if text is None:
+        return {}
+    found = {}
+    for part in text.split(","):
+        name, equals, numbers = part.rpartition("=")
+        if equals and name.strip() not in names:
+            raise UsageError(f"--lrs names {name.strip()}, which is not among the optimizers {', '.join(names)}")
+        for each in [name.strip()] if equals else names:
+            found[each] = _numbers(numbers)
+    return found
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(number) for number in text.split("/"))
+    except ValueError:
+        raise UsageError(f"--lrs takes numbers with slashes between, such as 1e-3/2e-3, got {text}") from None
+    if not all(0 < rate < float("inf") for rate in rates) or len(set(rates)) < len(rates):
+        raise UsageError(f"--lrs takes different numbers above 0, got {text}")
+    return rates
+
+
+def _around(subcommand: str, settings: dict[str, Any], name: str) -> tuple[float, ...]:
+    """Around the learning rate that a run would take by itself."""
+    from ldadam.finetune.config import resolve as resolve_finetune
+    from ldadam.training.config import resolve as resolve_pretrain
+
+    resolve = resolve_pretrain if subcommand == "pretrain" else resolve_finetune
+    own = resolve({**{key: value for key, value in settings.items() if value is not None}, "optimizer": name}).lr
+    assert own is not None
+    return tuple(float(f"{factor * own:.4g}") for factor in AROUND)

@@ -1,0 +1,39 @@
+"""Experiments of the papers, and small ones that need no network, each a function that returns its studies.
+
+A recipe's name says model, data, rank and hardware.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from ldadam.comparison.study import Study
+from ldadam.recipes import finetuning, pretraining, small
+from ldadam.training.errors import UsageError
+
+Recipe = Callable[[], list[Study]]
+
+RECIPES: dict[str, Recipe] = {
+    function.__name__.replace("_", "-"): function
+    for module in (pretraining, finetuning, small)
+    for function in module.ALL
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        UsageError: there is none, with those that there are.
+    """
+    if name not in RECIPES:
+        matches = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
+        hint = f"did you mean {matches[0]}?" if matches else "`ldadam recipes` lists them"
+        raise UsageError(f"there is no recipe {name!r}: {hint}")
+    return RECIPES[name]
+
+
+def about(recipe: Recipe) -> str:
+    """The first sentence of its docstring."""
+    return (recipe.__doc__ or "").strip().splitlines()[0]

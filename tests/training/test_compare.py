@@ -1,0 +1,180 @@
+"""A study: every optimizer on the same work, its learning rate chosen by one seed, its failures told."""
+
+import json
+
+import pytest
+from tiny_runs import TINY, ldadam, numbers, settings
+
+from ldadam.comparison.arguments import study_from
+from ldadam.comparison.results import Results, table_of
+from ldadam.comparison.run_study import run_study
+from ldadam.comparison.study import Contestant, Study, Trial, as_options, command_line
+from ldadam.comparison.trials import finished_run
+from ldadam.training.errors import RunError, UsageError
+from ldadam.training.run_config import fields_of
+
+
+def tiny_study(corpus, *contestants, seeds=(0,), **changes):
+    """A study of runs of four steps."""
+    shared = {**TINY, "corpus": str(corpus), "steps": 4, "eval_every": 2, **changes}
+    return Study("tiny", "tiny runs", "pretrain", shared, contestants, seeds)
+
+
+FAILING = Contestant("strange_optimizers:Failing", (1e-3,), name="failing")
+
+
+def outcome(loss, **scores):
+    return {"validation_loss": loss, "scores": scores, "seconds": 1.0, "optimizer_seconds_per_step": 0.1} | {
+        "optimizer_bytes": 8
+    }
+
+
+def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpus, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "tests/bench")
+    study = tiny_study(corpus, FAILING, Contestant("adamw", (2e-3,)))
+    record = run_study(study, tmp_path)
+    failing, adamw = record["contestants"]
+    assert "no step today" in failing["failed"]
+    (trial,) = record["trials"]
+    assert adamw["validation_loss"] == [trial["validation_loss"], None]
+    last = numbers(tmp_path / "adamw-lr0.002-seed0")[-1]
+    assert trial["validation_loss"] == last["val_loss"] and trial["validation"][-1][0] == 4
+    assert trial["optimizer_bytes"] > 0
+    assert json.loads((tmp_path / "study.json").read_text()) == record
+    assert f"| {last['val_loss']:.4f} |" in (tmp_path / "study.md").read_text()
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    # What has ended is not run again, and is not mistaken for a run with other settings.
+    again = tiny_study(corpus, Contestant("adamw", (2e-3,)))
+    assert run_study(again, tmp_path)["trials"][0]["seconds"] == trial["seconds"]
+    with pytest.raises(UsageError, match="holds a run with steps=4, and now it would be 5"):
+        run_study(tiny_study(corpus, Contestant("adamw", (2e-3,)), steps=5), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_best_learning_rate_meets_the_other_seeds(tmp_path, corpus):
+    study = tiny_study(corpus, Contestant("ldadamw", (1e-6, 1e-2), {"rank": 4}), seeds=(0, 1))
+    record = run_study(study, tmp_path)
+    (row,) = record["contestants"]
+    assert row["lr"] == 1e-2 and row["num_runs"] == 2
+    of_best = [trial["validation_loss"] for trial in record["trials"] if trial["lr"] == 1e-2]
+    assert row["validation_loss"][0] == pytest.approx(sum(of_best) / 2)
+    assert len(record["trials"]) == 3
+    assert [trial["seed"] for trial in record["trials"]] == [0, 0, 1]
+
+
+def test_a_run_that_was_stopped_is_not_finished(tmp_path, corpus):
+    contestant = Contestant("adamw", (2e-3,))
+    study, folder = tiny_study(corpus, contestant), tmp_path / "adamw-lr0.002-seed0"
+    trial = Trial(contestant, 2e-3, 0)
+    assert finished_run(study, trial, folder) is None
+    assert ldadam("pretrain", *as_options({**study.settings_of(trial), "out": str(folder)})) == 0
+    assert finished_run(study, trial, folder) is not None
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    assert finished_run(study, trial, folder) is None
+
+
+def test_the_score_decides_before_the_loss_and_what_diverged_never_wins():
+    contestant = Contestant("adamw", (1e-4, 1e-3, 1e-2))
+    results = Results(Study("s", "", "finetune", {}, (contestant,)))
+    assert results.best_lr(contestant) is None
+    results.outcomes[Trial(contestant, 1e-2, 0)] = outcome(float("nan"), accuracy=0.9)
+    assert results.best_lr(contestant) is None
+    assert results.record()["contestants"][0]["failed"] == "every run diverged"
+    results.outcomes[Trial(contestant, 1e-4, 0)] = outcome(0.3, accuracy=0.7)
+    results.outcomes[Trial(contestant, 1e-3, 0)] = outcome(0.4, accuracy=0.8)
+    assert results.best_lr(contestant) == 1e-3
+    results.outcomes[Trial(contestant, 1e-4, 0)] = outcome(0.3, accuracy=0.8)
+    assert results.best_lr(contestant) == 1e-4
+
+
+def test_a_table_has_mean_and_deviation_over_seeds():
+    contestant = Contestant("adamw", (1e-3,))
+    results = Results(Study("s", "", "pretrain", {}, (contestant,), (0, 1)))
+    for seed, loss in ((0, 2.0), (1, 4.0)):
+        results.outcomes[Trial(contestant, 1e-3, seed)] = outcome(loss)
+    _, ((name, lr, _, num_runs, loss, *_),) = table_of(results.record())
+    assert (name, lr, num_runs, loss) == ("adamw", "0.001", "2", "3.0000 ± 1.4142")
+
+
+def test_every_run_failing_is_an_error(tmp_path, corpus):
+    study = tiny_study(corpus, Contestant("nowhere:Nothing", (1e-3,)))
+    with pytest.raises(RunError, match=r"every run of tiny failed; the first: .*No module named 'nowhere'"):
+        run_study(study, tmp_path)
+
+
+def test_settings_become_the_options_that_they_came_from(tmp_path, corpus):
+    given = settings(tmp_path, corpus, report=False, rho=0.5)
+    options = as_options(given)
+    assert options.count("--no-report") == 1 and options[options.index("--rho") + 1] == "0.5"
+    assert as_options({"threads": None}) == []
+    study = Study("s", "", "pretrain", {"preset": "demo"}, (Contestant("adamw", (1e-3,)),))
+    line = command_line(study, study.sweep()[0], out="x", processes=2)
+    expected = "torchrun --nproc-per-node 2 -m ldadam pretrain --preset demo --optimizer adamw --lr 0.001 --seed 0"
+    assert line == f"{expected} --no-report --out x"
+
+
+def test_a_study_from_the_command_line():
+    study = study_from("pretrain:demo", "ldadamw, galore", lrs=None, num_seeds=2, settings=["steps=5"], threads=1)
+    ldadamw, galore = study.contestants
+    assert ldadamw.lrs == (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2) and len(galore.lrs) == 5
+    assert study.settings == {"preset": "demo", "steps": 5, "threads": 1} and study.seeds == (0, 1)
+    assert study.num_runs == 12
+    study = study_from("finetune:trec:minilm", "adamw", lrs="1e-4/2e-4", num_seeds=1, settings=[], threads=None)
+    assert study.contestants[0].lrs == (1e-4, 2e-4) and study.settings["model"] == "minilm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "demo"}, "--task must be pretrain:PRESET or finetune:TASK:MODEL, got demo"),
+        ({"task": "finetune:trec"}, "--task must be pretrain:PRESET or finetune:TASK:MODEL"),
+        ({"optimizers": "sgdd"}, "unknown optimizer 'sgdd'"),
+        ({"optimizers": "adamw,adamw"}, "compares adamw twice"),
+        ({"optimizers": ","}, "--optimizers is empty"),
+        ({"lrs": "muon=1e-3"}, "--lrs names muon, which is not among the optimizers adamw"),
+        ({"lrs": "fast"}, "--lrs takes numbers with slashes between"),
+        ({"lrs": "1e-3/0"}, "--lrs takes different numbers above 0"),
+        ({"settings": ["lr=1"]}, "--set takes NAME=VALUE with a setting that all runs share, got lr=1"),
+        ({"settings": ["steps"]}, "--set takes NAME=VALUE"),
+        ({"settings": ["steps=many"]}, "steps must be int, got 'many' in --set"),
+    ],
+)
+def test_what_cannot_be_compared(changes, message):
+    given = {"task": "pretrain:demo", "optimizers": "adamw", "lrs": None, "settings": [], "num_seeds": 1} | changes
+    with pytest.raises(UsageError, match=message):
+        study_from(given.pop("task"), given.pop("optimizers"), threads=None, **given)
+
+
+def test_compare_prints_its_runs_without_making_any(tmp_path, capsys):
+    out = tmp_path / "none"
+    assert ldadam("compare", "--optimizers", "adamw", "--lrs", "1e-3/2e-3", "--out", out, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("ldadam pretrain --preset demo --optimizer adamw --lr 0.001")
+    assert not out.exists()
+
+
+def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):
+    from ldadam.comparison.study import KINDS
+    from ldadam.finetune.config import resolve as resolve_finetune
+    from ldadam.recipes import RECIPES
+    from ldadam.training.config import resolve as resolve_pretrain
+
+    resolve = {"pretrain": resolve_pretrain, "finetune": resolve_finetune}
+    assert ldadam("recipes") == 0
+    listed = capsys.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert name in listed
+        for study in recipe():
+            for trial in study.sweep():
+                found = resolve[study.subcommand](study.settings_of(trial))
+                assert found.lr == trial.lr
+                assert set(study.settings_of(trial)) <= set(fields_of(KINDS[study.subcommand]))
+
+
+def test_an_unknown_recipe_has_a_hint(capsys):
+    assert ldadam("run", "minilm-trec") == 2
+    assert "did you mean minilm-trec-rank8-cpu?" in capsys.readouterr().err
+    assert ldadam("run", "minilm-trec-rank8-cpu", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and "runs/minilm-trec-rank8-cpu/ldadamw-lr0.0001-seed0" in lines[0]
