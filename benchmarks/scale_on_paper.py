@@ -58,8 +58,8 @@ def sharded_row(model: str, devices: int) -> list[str]:
     sizes = list(matrices(model))
     dense = adamw.state.total - sum(2 * BF16 * m * n for m, n, _ in sizes) / devices
     dion = dense + sum(BF16 * (m * n + n * r) for m, n, r in sizes) / devices
-    of_step = [each for each in found.traffic if each.kind == "all_reduce"]
-    of_passes = [each for each in found.traffic if each.kind != "all_reduce"]
+    of_step = [each for each in found.traffic if each.phase == "step"]
+    of_passes = [each for each in found.traffic if each.phase != "step"]
     ours_sent, fsdp_sent = (sum(each.sent_bytes(devices) for each in some) / GIB for some in (of_step, of_passes))
     gib = [ours.weights + ours.gradients, adamw.state.total, dion, ours.state.total, in_codes, ours.messages]
     numbers = [each / GIB for each in gib]
@@ -71,7 +71,7 @@ def replicated_row(model: str) -> list[str]:
     """What each of several copies of a model sends to the others for its low-rank matrices, in GiB."""
     sizes = list(matrices(model))
     found = planned(model, devices=REPLICAS, sharding="compressed")
-    ours = [each for each in found.traffic if "gradients" not in each.what]
+    ours = [each for each in found.traffic if each.phase == "step"]
     numbers = [
         sent(sum(m * n for m, n, _ in sizes), devices=REPLICAS, itemsize=BF16),
         sent(sum((m + n) * r for m, n, r in sizes), devices=REPLICAS),

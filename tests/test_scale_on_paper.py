@@ -22,6 +22,6 @@ def test_the_7b_model_takes_four_messages_at_rank_32():
     from ldadam import plan
 
     found = plan("7b", rank=32, dtype="bfloat16", devices=8)
-    of_step = [each for each in found.traffic if each.kind == "all_reduce"]
+    of_step = [each for each in found.traffic if each.phase == "step"]
     assert [each.count for each in of_step] == [1, 1, 1, 1]
     assert found.footprint.messages <= 256 * 2**20

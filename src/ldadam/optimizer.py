@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -150,15 +151,14 @@ class LDAdamW(Optimizer):
         hypers = {index: resolve(self.param_groups[index], index) for index in positions}
         asked = {index: [*self._with_gradient(index, positions[index], hyper)] for index, hyper in hypers.items()}
         distributed.refuse_different_steps([update for some in asked.values() for update in some], self.replicas)
-        shared = []
-        for index, hyper in hypers.items():
-            updates = self._counted(asked[index], hyper)
-            dense = (update.param for update in updates if update.layout is None)
-            distributed.average_gradients_(dense, self.replicas)
-            localized = [distributed.localize(one, replicas=self.replicas.get(one.param, ())) for one in updates]
-            backends.step_([update for update in localized if update.shards is None], backend=hyper.backend)
-            shared += [update for update in localized if update.shards is not None]
-        distributed.step_(shared)
+        updates = [update for index, hyper in hypers.items() for update in self._counted(asked[index], hyper)]
+        distributed.average_gradients_((update.param for update in updates if update.layout is None), self.replicas)
+        localized = distributed.localize_all(updates, self.replicas)
+        own = [update for update in localized if update.shards is None]
+        for _, of_group in groupby(own, key=lambda update: id(update.hyper)):
+            chosen = list(of_group)
+            backends.step_(chosen, backend=chosen[0].hyper.backend)
+        distributed.step_([update for update in localized if update.shards is not None])
 
     def layouts(self) -> dict[Tensor, MatrixLayout | None]:
         """How each parameter is projected; None for dense AdamW."""
@@ -211,6 +211,7 @@ class LDAdamW(Optimizer):
             is_new = not state
             if is_new:
                 distributed.refuse_unsupported(param, layout, hyper, name=name)
+                distributed.refuse_forgotten(param, self.replicas, name=name)
                 state.update(distributed.create_state(param, layout, hyper))
             else:
                 distributed.follow_changes_(state, param, layout, hyper, name=name)

@@ -5,16 +5,31 @@ from collections.abc import Callable
 from copy import deepcopy
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from builders import normal, quiet
-from distributed.engines import ENGINES, Net, assemble, bare, build, mesh_of, optimizer_of, spread, train, weights_of
+from distributed.engines import (
+    ENGINES,
+    Net,
+    assemble,
+    bare,
+    build,
+    full,
+    mesh_of,
+    optimizer_of,
+    spread,
+    train,
+    weights_of,
+)
 from ldadam import LDAdamW, step_in_backward
+from ldadam.bench.traffic import Recorder
 from ldadam.distributed import clip_grad_norm_, compress_gradients
 
 
@@ -187,6 +202,15 @@ def saved_buffers(options: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], 
     return before, after, weights(model), weights(other)
 
 
+def sent_by_state_dict(bound: int) -> list[int]:
+    """Numbers in each message of `state_dict`, where a message has at most `bound` numbers."""
+    model, optimizer, samples = assemble("compressed, 2", "net", torch.float64, error_dtype="int8")
+    train(model, optimizer, range(1), samples=samples)
+    with patch("ldadam.distributed.compressed.MESSAGE_ENTRIES", bound), Recorder() as recorder:
+        optimizer.state_dict()
+    return [each.numbers for each in recorder.sent]
+
+
 def buffers(optimizer: LDAdamW) -> list[Tensor]:
     states = [optimizer.state[param] for param in optimizer.replicas]
     return [state[key].clone() for state in states for key in ("error_buffer", "error_scale") if key in state]
@@ -242,3 +266,75 @@ def clipped(engine: str | None, max_norm: float, num_steps: int) -> tuple[list[T
         before_step=lambda: norms.append(clip_grad_norm_(optimizer, max_norm if norms else math.inf)),
     )
     return norms, list(weights_of(model).values())
+
+
+def grown(engine: str | None, num_steps: int) -> list[Tensor]:
+    """Weights of a run whose optimizer is given one layer of the module after two steps."""
+    model, samples = build("net", torch.float64), slice(None)
+    if engine is not None:
+        model, samples = spread(model, ENGINES[engine])
+    late = list(model.get_submodule("down").parameters())
+    optimizer = quiet([param for param in model.parameters() if not any(param is one for one in late)], rank=2, lr=1e-2)
+    wrapped = model if engine is None else compress(model, optimizer, engine)
+    train(wrapped, optimizer, range(2), samples=samples)
+    optimizer.add_param_group({"params": late})
+    train(wrapped, optimizer, range(2, num_steps), samples=samples)
+    return list(weights_of(model).values())
+
+
+def compress(model: nn.Module, optimizer: LDAdamW, engine: str) -> nn.Module:
+    """The module, or DDP around it where nothing shards it."""
+    axes = ENGINES[engine]
+    compress_gradients(model, optimizer, group=mesh_of(axes)["compressed"].get_group())
+    return model if "shard" in axes.axes else DistributedDataParallel(model)
+
+
+def forgotten_layer(kind: str) -> tuple[str, str, Tensor]:
+    """What a step says of a sharded layer that joins later, before and after it is compressed, too; its weight then."""
+    mesh = mesh_of(ENGINES["compressed fsdp, 2 x 2"])
+    optimizer = assemble("compressed fsdp, 2 x 2", "net", torch.float64)[1]
+    layer = nn.Linear(9, 6, dtype=torch.float64) if kind == "low-rank" else nn.LayerNorm(6, dtype=torch.float64)
+    fully_shard(layer, mesh=mesh["shard"])
+    optimizer.add_param_group({"params": list(layer.named_parameters())})
+    for param in layer.parameters():
+        param.grad = torch.full_like(param, 1.0 + dist.get_rank())
+    before = message_of(optimizer.step)
+    compress_gradients(layer, optimizer, group=mesh["compressed"].get_group())
+    after = message_of(optimizer.step)
+    return before, after, full(layer.weight)
+
+
+class Experts(nn.Module):
+    """Stacks of so few matrices that some ranks hold none."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.three = (
+            nn.Parameter(normal(count, 10, 8, seed=count, dtype=torch.float64) / 4) for count in (1, 3)
+        )
+        self.bias = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """A loss () of inputs (batch, 10)."""
+        mixed = [torch.tanh(torch.einsum("bi,eij->bej", inputs, stack)).mean(1) for stack in (self.one, self.three)]
+        return (mixed[0] - mixed[1] + self.bias - inputs[:, :8]).square().mean()
+
+
+def expert_weights(engine: str | None, options: dict[str, Any]) -> list[Tensor]:
+    """Weights of `Experts` after steps, of which the later are clipped and follow a `state_dict`."""
+    model, samples = Experts(), slice(None)
+    if engine is not None:
+        axes = {name: size for name, size in ENGINES[engine].axes.items() if name != "compressed"}
+        fully_shard(model, mesh=mesh_of(ENGINES[engine])[tuple(axes)])
+        samples = slice(dist.get_rank(), None, dist.get_world_size())
+    optimizer = quiet(model.parameters(), rank=2, lr=1e-2, **options)
+    if engine is not None and "compressed" in engine:
+        compress(model, optimizer, engine)
+    for step in range(4):
+        model(normal(8, 10, seed=step, dtype=torch.float64)[samples]).backward()
+        if step > 1:
+            optimizer.state_dict()
+            clip_grad_norm_(optimizer, 0.05)
+        optimizer.step()
+        optimizer.zero_grad()
+    return list(weights_of(model).values())

@@ -51,7 +51,7 @@ def trajectory(params: list[Parameter], dtype: torch.dtype, options: str, num_st
         if options == "buffer stored anew" and number in (1, 3):
             optimizer.param_groups[0].update(error_dtype="int8" if number == 1 else "float64")
         if options == "skip_nonfinite" and number == 2:
-            grads[1][-1, 0] = grads[3][0, -1] = float("nan")
+            grads[1][-1, 0] = grads[3][0, -1] = grads[8][-1] = float("nan")
         for param, grad in zip(sharded, grads, strict=True):
             param.grad = shard(grad)
         with patch.object(subspace, "SVD_MAX_SIDE", 1 if options == "range finder" else 256):

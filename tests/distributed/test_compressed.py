@@ -102,6 +102,35 @@ def test_a_step_that_one_rank_cannot_take_is_refused_on_all():
             assert torch.equal(weight, first)
 
 
+# Parameters that join later, and stacks with no matrix on some ranks
+
+
+@pytest.mark.parametrize("engine", ["compressed, 2", "compressed fsdp, 2 x 2"])
+def test_a_layer_of_the_module_may_join_the_optimizer_later(engine):
+    expected = runs.grown(None, 5)
+    for weights in in_processes(runs.grown, engines.ENGINES[engine].world_size, engine, 5):
+        for weight, whole in zip(weights, expected, strict=True):
+            assert distance(weight, whole) <= FLOAT64
+
+
+@pytest.mark.parametrize("kind", ["low-rank", "dense"])
+def test_another_sharded_layer_is_refused_until_it_is_compressed_too(kind):
+    of_ranks = in_processes(runs.forgotten_layer, 4, kind)
+    for before, after, weight in of_ranks:
+        assert before.startswith("weight is sharded over ranks [")
+        assert "call compress_gradients for its module with that group" in before
+        assert after == "" and torch.equal(weight, of_ranks[0][2])
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}, {"proj_method": "svd"}], ids=str)
+@pytest.mark.parametrize("engine", ["fsdp, 4", "compressed fsdp, 2 x 2"])
+def test_stacks_of_which_some_ranks_hold_nothing(engine, options):
+    expected = runs.expert_weights(None, options)
+    for weights in in_processes(runs.expert_weights, 4, engine, options):
+        for weight, whole in zip(weights, expected, strict=True):
+            assert distance(weight, whole) <= FLOAT64
+
+
 # Weights that part
 
 
@@ -142,6 +171,12 @@ def test_a_state_dict_leaves_each_rank_with_the_mean_buffer_and_a_run_that_a_res
     if not options:
         for first, second, mean in zip(of_ranks[0][0], of_ranks[1][0], of_ranks[0][1], strict=True):
             assert torch.equal((first + second) / 2, mean) and not torch.equal(first, second)
+
+
+def test_a_state_dict_averages_all_buffers_in_one_message_or_as_many_as_its_bound_asks_for():
+    for (whole,) in in_processes(runs.sent_by_state_dict, 2, 2**24):
+        for bounded in in_processes(runs.sent_by_state_dict, 2, 300):
+            assert sum(bounded) == whole and max(bounded) <= 300 and len(bounded) > 1
 
 
 def test_a_state_dict_that_one_rank_alone_asks_for_says_what_is_missing():
@@ -198,7 +233,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do():
         "adam": "needs an LDAdamW, got Adam",
         "wrapped": "call compress_gradients(ddp.module, optimizer), then wrap ddp.module again",
         "never": "check_every must be an int >= 1, or None, got 0",
-        "elsewhere": "projects 0 parameters of the module",
+        "elsewhere": "would reduce 0 parameters of the module",
         "twice": "3 of them are compressed already",
         "no group": 'group=mesh["replicate"].get_group()',
         "shards": "call fully_shard(module, mesh=mesh[",

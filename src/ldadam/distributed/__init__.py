@@ -4,7 +4,7 @@ DTensor is known to `sharded` alone, and imported when the first one is seen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,14 +16,21 @@ from ldadam import state as whole_state
 from ldadam.backends.partial import Shards
 from ldadam.backends.update import ParamUpdate
 from ldadam.distributed.agreement import refuse_different_steps
-from ldadam.distributed.blocks import block_of, is_sharded, mesh_groups
+from ldadam.distributed.blocks import block_of, dividing_groups, has_own_matrices, is_sharded, mesh_groups
 from ldadam.distributed.clipping import clip_grad_norm_
-from ldadam.distributed.compressed import average_gradients_, compress_gradients
+from ldadam.distributed.compressed import average_gradients_, compress_gradients, refuse_forgotten
 from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout
 
-__all__ = ["average_gradients_", "clip_grad_norm_", "compress_gradients", "is_sharded", "refuse_different_steps"]
+__all__ = [
+    "average_gradients_",
+    "clip_grad_norm_",
+    "compress_gradients",
+    "is_sharded",
+    "refuse_different_steps",
+    "refuse_forgotten",
+]
 
 
 def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperparameters, *, name: str) -> None:
@@ -115,6 +122,29 @@ def place(param: Tensor, layout: MatrixLayout | None, key: str, value: Tensor) -
     from ldadam.distributed import sharded
 
     return sharded.place(param, layout, key, value)
+
+
+def localize_all(
+    updates: Sequence[ParamUpdate], replicas: Mapping[Tensor, tuple[dist.ProcessGroup, ...]]
+) -> list[ParamUpdate]:
+    """The updates that this rank takes, of its own blocks, and of none that another rank of its parameter must refuse.
+
+    Args:
+        updates: of whole parameters, dense and low-rank ones of all param groups.
+        replicas: for a parameter, groups of ranks whose gradients of it differ.
+    """
+    localized = [localize(update, replicas=replicas.get(update.param, ())) for update in updates]
+    if not any(update.hyper.skip_nonfinite for update in updates):
+        return localized
+    from ldadam.distributed import execution
+
+    return execution.agree_on_skips(localized, [_stepping_together(update, replicas) for update in updates])
+
+
+def _stepping_together(update: ParamUpdate, replicas: Mapping[Tensor, tuple[dist.ProcessGroup, ...]]) -> Shards:
+    """The ranks of which each has a part of a parameter (m), and those that have gradients of their own."""
+    param, differing = update.param, replicas.get(update.param, ()) if update.layout is not None else ()
+    return Shards(() if has_own_matrices(param) else dividing_groups(param), (), (0, 0), (0, 0), (0, 0), differing)
 
 
 def localize(update: ParamUpdate, *, replicas: tuple[dist.ProcessGroup, ...] = ()) -> ParamUpdate:

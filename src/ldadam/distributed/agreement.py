@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ldadam.backends.update import ParamUpdate
-from ldadam.distributed.blocks import mesh_groups
+from ldadam.distributed.blocks import has_own_matrices, mesh_groups
 from ldadam.distributed.reduction import all_reduce_
 from ldadam.hyperparameters import NAMES
 
@@ -45,19 +45,24 @@ def refuse_different_steps(updates: Sequence[ParamUpdate], replicas: Mapping[Ten
             continue
         if groups := _groups(update.param, replicas.get(update.param, ())):
             by_groups.setdefault(groups, []).append(update)
-    # In an order that all ranks have in common, even where they have their parameters in another one.
-    for groups in sorted(by_groups, key=lambda groups: [dist.get_process_group_ranks(group) for group in groups]):
+    for groups in sorted(by_groups, key=_in_common):
         _compare(by_groups[groups], groups)
         # At a learning rate of zero this may be no step but a request for state: the first step is yet to come.
         _COMPARED.update({one.state["step"]: True for one in by_groups[groups] if not one.hyper.has_zero_lr})
 
 
+def _in_common(groups: Groups) -> tuple[int, list[list[int]]]:
+    """Sorts comparisons as all ranks do, even where they have their parameters in another order.
+
+    First by how many groups there are: those of a stack's replicas are also the last of other parameters' groups, and
+    would come before them on some ranks and after them on others.
+    """
+    return len(groups), [dist.get_process_group_ranks(group) for group in groups]
+
+
 def _groups(param: Tensor, replicas: Groups) -> Groups:
-    """The ranks that have to step a parameter together; none where each has matrices of a stack to itself."""
-    placements = getattr(param, "placements", ())
-    if param.ndim == 3 and all(one.is_replicate() or one.is_shard(0) for one in placements):
-        return replicas
-    return (*mesh_groups(param), *replicas)
+    """The ranks that have to step a parameter together."""
+    return replicas if has_own_matrices(param) else (*mesh_groups(param), *replicas)
 
 
 def _compare(updates: Sequence[ParamUpdate], groups: Groups) -> None:

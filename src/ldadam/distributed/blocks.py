@@ -25,6 +25,20 @@ def mesh_groups(param: Tensor) -> list[dist.ProcessGroup]:
     return [param.device_mesh.get_group(axis) for axis in range(param.device_mesh.ndim)] if is_sharded(param) else []
 
 
+def dividing_groups(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The groups of the mesh axes that a tensor is divided over."""
+    if not is_sharded(tensor):
+        return ()
+    axes = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    return tuple(tensor.device_mesh.get_group(axis) for axis in axes)
+
+
+def has_own_matrices(param: Tensor) -> bool:
+    """Whether a parameter is a stack of which each rank has whole matrices, such as experts, to step by itself."""
+    placements = getattr(param, "placements", ())
+    return param.ndim == 3 and all(one.is_replicate() or one.is_shard(0) for one in placements)
+
+
 def refuse_other_optimizers(optimizer: Any, *, caller: str) -> None:
     """Refuse what is no `LDAdamW`, which lies above and cannot be imported here.
 

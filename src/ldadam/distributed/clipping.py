@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ldadam.backends.partial import Partial, Shards
-from ldadam.distributed.blocks import block_of, is_sharded, refuse_other_optimizers
+from ldadam.distributed.blocks import block_of, dividing_groups, is_sharded, refuse_other_optimizers
 from ldadam.distributed.compressed import average_gradients_
 from ldadam.distributed.reduction import Term, combine
 from ldadam.layout import MatrixLayout, math_dtype
@@ -109,14 +109,6 @@ def _measured(param: Tensor, layout: MatrixLayout | None, optimizer: "LDAdamW", 
 
 def _shards(param: Tensor, measured: Tensor, replicas: tuple[dist.ProcessGroup, ...]) -> Shards:
     """Of the ranks that share `param`: who has other terms of what is measured (m), and other entries of it (n)."""
-    divided, kept = _dividing_groups(param), _dividing_groups(measured)
+    divided, kept = dividing_groups(param), dividing_groups(measured)
     terms = tuple(group for group in divided if group not in kept)
     return Shards(terms, kept, (0, 0), (0, 0), (0, 0), replicas)
-
-
-def _dividing_groups(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The groups of the mesh axes that a tensor is divided over."""
-    if not is_sharded(tensor):
-        return ()
-    axes = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
-    return tuple(tensor.device_mesh.get_group(axis) for axis in axes)

@@ -63,7 +63,7 @@ def compress_gradients(
 
     Raises:
         TypeError: not an `LDAdamW`, or a module that is wrapped already.
-        ValueError: `check_every` is no int >= 1, the module has no low-rank parameter of the optimizer or is compressed
+        ValueError: `check_every` is no int >= 1, the optimizer has nothing to reduce of the module or reduces it
             already, or a sharded module comes without a group.
         NotImplementedError: the engine that shards the module already averages over ranks of the group.
         RuntimeError: in `step()`, on every rank, where weights differ between ranks; in `step()` and `state_dict()`,
@@ -88,9 +88,9 @@ def compress_gradients(
     layouts = optimizer.layouts()
     group = _group_of(names, group)
     low_rank = [param for param in names if layouts.get(param) is not None]
-    _refuse_params(low_rank, optimizer.replicas)
     # What no DDP sees, nobody else makes equal or averages.
     without_ddp = list(names) if any(map(is_sharded, names)) else low_rank
+    _refuse_params([param for param in without_ddp if param in layouts], optimizer.replicas)
     _broadcast_(without_ddp, group)
     _ignore(module, low_rank)
     optimizer.replicas = {**optimizer.replicas, **{param: (group,) for param in without_ddp}}
@@ -135,13 +135,37 @@ def _group_of(names: Mapping[Tensor, str], group: dist.ProcessGroup | None) -> d
     return group
 
 
-def _refuse_params(low_rank: Collection[Tensor], replicas: Collection[Tensor]) -> None:
-    num_compressed = sum(param in replicas for param in low_rank)
-    if not low_rank or num_compressed:
+def _refuse_params(reduced: Collection[Tensor], replicas: Collection[Tensor]) -> None:
+    num_compressed = sum(param in replicas for param in reduced)
+    if not reduced or num_compressed:
         raise ValueError(
-            f"the optimizer projects {len(low_rank)} parameters of the module, and {num_compressed} of them are "
-            "compressed already: call compress_gradients once for a module, with the optimizer that has its parameters"
+            f"the optimizer would reduce {len(reduced)} parameters of the module, and {num_compressed} of them are "
+            "compressed already: call compress_gradients once for a module, with the optimizer that projects some of "
+            "its parameters"
         )
+
+
+def refuse_forgotten(param: Tensor, replicas: Mapping[Tensor, tuple[dist.ProcessGroup, ...]], *, name: str) -> None:
+    """Refuse a shard that other ranks have copies of, and whose gradient nobody averages over them.
+
+    Args:
+        param: any parameter of an optimizer.
+        replicas: of that optimizer.
+        name: of the parameter.
+
+    Raises:
+        RuntimeError: the parameter came after `compress_gradients`, which sharded parameters need to be averaged.
+    """
+    if not is_sharded(param) or param in replicas:
+        return
+    ranks = {dist.get_rank()}.union(*map(dist.get_process_group_ranks, mesh_groups(param)))
+    for group in {group for one, groups in replicas.items() if is_sharded(one) for group in groups}:
+        copies = dist.get_process_group_ranks(group)
+        if len(ranks.intersection(copies)) < len(copies):
+            raise RuntimeError(
+                f"{name} is sharded over ranks {sorted(ranks)}, and nobody averages its gradient over the replicas on "
+                f"ranks {copies}: once the optimizer has it, call compress_gradients for its module with that group"
+            )
 
 
 def _broadcast_(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
@@ -174,12 +198,13 @@ class _Replication:
     @torch.no_grad()
     def average_error_buffers(self, optimizer: Optimizer) -> None:
         """E_k becomes the mean over all ranks, stored as E is, and so the same bits on each."""
-        for param in self.names:
-            state = {key: block_of(value) for key, value in optimizer.state.get(param, {}).items()}
-            if "error_buffer" in state:
-                error = error_buffer.read(state, block_of(param).shape, math_dtype(param.dtype))
-                what = "average the error buffers for state_dict(), which every rank must call,"
-                average_([error], self.group, what=what)
+        held = [(block_of(param), _blocks(optimizer.state.get(param, {}))) for param in self.names]
+        held = [(param, state) for param, state in held if "error_buffer" in state]
+        for wave in waves([param.numel() for param, _ in held], bound=MESSAGE_ENTRIES):
+            together = [held[index] for index in wave]
+            errors = [error_buffer.read(state, param.shape, math_dtype(param.dtype)) for param, state in together]
+            average_(errors, self.group, what="average the error buffers for state_dict(), which every rank must call,")
+            for (_, state), error in zip(together, errors, strict=True):
                 error_buffer.write_(state, error)
 
     @torch.no_grad()
@@ -214,6 +239,10 @@ class _Replication:
         for group in dict.fromkeys(group for param in params for group in mesh_groups(param)):
             all_reduce_(differs, group, op=dist.ReduceOp.MAX, what="compare weights")
         return [bool(one) for one in differs.tolist()]
+
+
+def _blocks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: block_of(value) for key, value in state.items()}
 
 
 def _is_debugging() -> bool:

@@ -1,4 +1,4 @@
-"""Steps of parameters that ranks share: what has to be agreed on beforehand, then all of them together."""
+"""Steps of parameters that ranks share: all of them together, and what has to be agreed on beforehand."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import torch
 
 from ldadam import backends
 from ldadam.backends.eager import decomposition
-from ldadam.backends.partial import Partial, SharedSteps
+from ldadam.backends.partial import Partial, Shards, SharedSteps
 from ldadam.backends.update import ParamUpdate
 from ldadam.distributed.plan import Sharing, messages, terms, waves
 from ldadam.distributed.reduction import Term, combine, run_together
@@ -16,7 +16,6 @@ from ldadam.layout import math_dtype
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
     """Move parameters, of all param groups, by one step each: side by side, as many as messages have room for."""
-    updates = _agree_on_skips(updates)
     for wave in waves([_longest_message(update) for update in updates]):
         run_together(_steps([updates[index] for index in wave]))
 
@@ -39,16 +38,22 @@ def _steps(updates: Sequence[ParamUpdate]) -> Iterator[SharedSteps]:
         yield from backends.shared_steps(group, backend=group[0].hyper.backend)
 
 
-def _agree_on_skips(updates: Sequence[ParamUpdate]) -> list[ParamUpdate]:
-    """With `skip_nonfinite`, a step is refused on all ranks where the gradient of one is not finite."""
-    asking = [update for update in updates if update.hyper.skip_nonfinite]
-    if not asking:
-        return list(updates)
-    bad = [(~torch.isfinite(update.grad).all()).float()[None] for update in asking]
-    shards = [update.shards for update in asking if update.shards is not None]
-    order = [[(update.number,)] for update in asking]
-    for side in ("m", "n"):
-        partials = [Partial(flag, side, "non-finite", op="max", of_gradient=side == "m") for flag in bad]
-        bad = combine([Term(*each) for each in zip(partials, shards, order, strict=True)])
-    agreed = {id(update): flag[0] == 0 for update, flag in zip(asking, bad, strict=True)}
+def agree_on_skips(updates: Sequence[ParamUpdate], sharing: Sequence[Shards]) -> list[ParamUpdate]:
+    """With `skip_nonfinite`, a step is refused on all ranks where the gradient of one is not finite.
+
+    Args:
+        updates: of the blocks of this rank.
+        sharing: for each, the ranks that have to take its step together; all of them ask, dense or not, in one message.
+    """
+    asking = [
+        (update, shards)
+        for update, shards in zip(updates, sharing, strict=True)
+        if update.hyper.skip_nonfinite and (shards.m or shards.replicas)
+    ]
+    flags = [(~torch.isfinite(update.grad).all()).float()[None] for update, _ in asking]
+    asked = [
+        Term(Partial(flag, "m", "non-finite", op="max", of_gradient=True), shards, [(update.number,)])
+        for flag, (update, shards) in zip(flags, asking, strict=True)
+    ]
+    agreed = {id(update): flag[0] == 0 for (update, _), flag in zip(asking, combine(asked), strict=True)}
     return [replace(update, agreed=agreed.get(id(update))) for update in updates]

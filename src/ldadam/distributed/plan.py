@@ -33,12 +33,14 @@ class Collective:
         what: what is reduced or gathered.
         num_bytes: of the whole tensors, before they are divided.
         count: how many calls they are sent in.
+        phase: when: in the "forward" or "backward" pass, or in the optimizer's "step".
     """
 
     kind: str
     what: str
     num_bytes: int
     count: int
+    phase: str = "step"
 
     def sent_bytes(self, devices: int) -> int:
         """Bytes that each device sends, by the ring algorithms: all-reduce is reduce-scatter and all-gather."""

@@ -89,10 +89,10 @@ def table_of(planned: Plan) -> Table:
 def traffic_table_of(planned: Plan) -> Table:
     """The collectives of a step, in their order."""
     table = Table(title=f"collectives of a step with {planned.footprint.optimizer}")
-    table.add_column("what")
-    table.add_column("how")
+    for heading in ("when", "what", "how"):
+        table.add_column(heading)
     for heading in ("GiB", "calls"):
         table.add_column(heading, justify="right")
     for each in planned.traffic:
-        table.add_row(each.what, each.kind.replace("_", "-"), size(each.num_bytes, GIB), str(each.count))
+        table.add_row(each.phase, each.what, each.kind.replace("_", "-"), size(each.num_bytes, GIB), str(each.count))
     return table

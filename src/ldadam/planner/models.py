@@ -81,12 +81,14 @@ class PlannedModel:
     Attributes:
         name: for people.
         groups: param groups with `params` and `param_names`.
+        names: of the weights that are trained, in the model's order.
         frozen: weights that are not trained.
         llama: the sizes that activations follow from; None for other kinds of models.
     """
 
     name: str
     groups: list[dict[str, Any]]
+    names: list[str]
     frozen: list[Tensor]
     llama: LlamaShape | None
 
@@ -135,7 +137,7 @@ def _from_shapes(
     llama: LlamaShape | None = None,
 ) -> PlannedModel:
     named = [(key, _on_meta(shape, dtype or torch.float32)) for key, shape in shapes.items()]
-    return PlannedModel(name, [{"params": named}], [], llama)
+    return PlannedModel(name, [{"params": named}], list(shapes), [], llama)
 
 
 def _from_module(name: str, module: nn.Module, *, rank: int | float | None, dtype: torch.dtype | None) -> PlannedModel:
@@ -144,6 +146,7 @@ def _from_module(name: str, module: nn.Module, *, rank: int | float | None, dtyp
     return PlannedModel(
         name,
         [{**group, "params": list(_all_on_meta(group["params"], dtype))} for group in groups],
+        [key for key, param in module.named_parameters() if param.requires_grad],
         list(_all_on_meta(frozen, dtype)),
         _llama_of(module),
     )

@@ -199,7 +199,7 @@ def plan_of(run: PlannedRun) -> Plan:
         settings=settings,
         backend=explain(settings.options["backend"], torch.device(settings.device)),
         footprints=tuple(_footprint(name, run) for name in names),
-        traffic=_traffic(run.shards, settings),
+        traffic=_traffic(run),
     )
 
 
@@ -276,9 +276,12 @@ def _activations(model: PlannedModel, shards: list[Shard], settings: Settings) -
     )
 
 
-def _traffic(shards: list[Shard], settings: Settings) -> tuple[Collective, ...]:
+def _traffic(run: PlannedRun) -> tuple[Collective, ...]:
+    shards, settings = run.shards, run.settings
     if settings.devices == 1:
         return ()
+    places = {name: place for place, name in enumerate(run.model.names)}
+    in_order = sorted(shards, key=lambda shard: places[shard.name])
     sharding, packed = settings.sharding, not settings.step_in_backward
     step = traffic_of_step(shards, sharding=sharding, packed=packed) if settings.optimizer == "ldadamw" else []
-    return (*traffic_of_passes(shards, sharding=sharding), *step)
+    return (*traffic_of_passes(in_order, sharding=sharding), *step)

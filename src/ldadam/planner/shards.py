@@ -26,6 +26,7 @@ class Shard:
         local: the largest part on one device, on meta.
         local_layout: of that part, with the whole's side and rank.
         hyper: of its group.
+        parts: into how many it is divided.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Shard:
     local: Tensor
     local_layout: MatrixLayout | None
     hyper: Hyperparameters
+    parts: int
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of the whole as FSDP2 gathers and reduces it: every part is padded to the largest."""
+        return self.parts * self.local.nbytes if self.local.dim() else self.param.nbytes
 
     @property
     def unit(self) -> str:
@@ -51,7 +58,7 @@ def find_shards(optimizer: LDAdamW, *, parts: int) -> list[Shard]:
             layout = layout_of(param, hyper)
             local_layout = shard_layout(layout, parts) if layout else None
             name = param_name(group, index, position)
-            shards.append(Shard(name, param, layout, local_part(param, parts), local_layout, hyper))
+            shards.append(Shard(name, param, layout, local_part(param, parts), local_layout, hyper, parts))
     return shards
 
 
@@ -61,8 +68,8 @@ def local_part(param: Tensor, parts: int) -> Tensor:
 
 
 def bytes_by_unit(shards: Iterable[Shard]) -> dict[str, int]:
-    """Bytes of the whole weights of each unit of FSDP."""
+    """Bytes of the whole weights of each unit of FSDP, as it gathers them."""
     units: dict[str, int] = {}
     for shard in shards:
-        units[shard.unit] = units.get(shard.unit, 0) + shard.param.nbytes
+        units[shard.unit] = units.get(shard.unit, 0) + shard.gathered_bytes
     return units

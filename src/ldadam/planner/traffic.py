@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ldadam.distributed.plan import MESSAGES, Collective, messages, reductions, waves
 from ldadam.layout import math_dtype
 from ldadam.planner.shards import Shard, bytes_by_unit
 
-# Of torch's DistributedDataParallel, by default.
+# Bytes at which torch's DistributedDataParallel sends a bucket, by default; its first one is smaller.
 DDP_BUCKET_BYTES = 25 * 2**20
+DDP_FIRST_BUCKET_BYTES = 2**20
 
 
 def traffic_of_passes(shards: Sequence[Shard], *, sharding: str) -> list[Collective]:
-    """The collectives of a forward and a backward pass, for the weights that are trained."""
+    """The collectives of a forward and a backward pass, for the weights that are trained, in the model's order."""
     if sharding == "fsdp":
         return _gathers(shards)
     is_compressed = sharding == "compressed"
-    num_bytes = sum(shard.param.nbytes for shard in shards if not (is_compressed and shard.layout))
+    sizes = [shard.param.nbytes for shard in shards if not (is_compressed and shard.layout)]
     what = "dense gradients" if is_compressed else "gradients"
-    return [Collective("all_reduce", what, num_bytes, math.ceil(num_bytes / DDP_BUCKET_BYTES))]
+    return [Collective("all_reduce", what, sum(sizes), _num_buckets(reversed(sizes)), "backward")]
+
+
+def _num_buckets(sizes: Iterable[int]) -> int:
+    """How many buckets DDP averages, from the bytes of gradients in the order of backward; none is divided."""
+    count, held, full = 0, 0, DDP_FIRST_BUCKET_BYTES
+    for size in sizes:
+        held += size
+        if held >= full:
+            count, held, full = count + 1, 0, DDP_BUCKET_BYTES
+    return count + (held > 0)
 
 
 def _gathers(shards: Sequence[Shard]) -> list[Collective]:
@@ -29,9 +39,9 @@ def _gathers(shards: Sequence[Shard]) -> list[Collective]:
     units = bytes_by_unit(shards)
     total, num_layers = sum(units.values()), sum(unit != "" for unit in units)
     return [
-        Collective("all_gather", "weights, forward", total, len(units)),
-        Collective("all_gather", "weights, backward", total - units.get("", 0), num_layers),
-        Collective("reduce_scatter", "gradients", total, len(units)),
+        Collective("all_gather", "weights", total, len(units), "forward"),
+        Collective("all_gather", "weights", total - units.get("", 0), num_layers, "backward"),
+        Collective("reduce_scatter", "gradients", total, len(units), "backward"),
     ]
 
 
