@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate_runs import train_sharded
-from by_hand import LR, are_equal, batches, largest_distance, train_by_hand, warmup
+from by_hand import LR, are_equal, batches, largest_distance, scale_on_cpu, train_by_hand, warmup
 from tiny_llama import model as tiny_model
 
 from builders import assert_same_state, grads_of, mixed_params, quiet, run
@@ -21,13 +21,17 @@ def fresh_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def train_with_accelerate(*, accumulation: int, clip: float | None, bf16: bool) -> torch.nn.Module:
-    accelerator = Accelerator(
-        cpu=True, gradient_accumulation_steps=accumulation, mixed_precision="bf16" if bf16 else "no"
-    )
+def train_with_accelerate(
+    *, accumulation: int = 1, clip: float | None = None, autocast: torch.dtype | None = None
+) -> torch.nn.Module:
+    precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[autocast]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=precision)
+    if autocast == torch.float16:
+        scale_on_cpu(accelerator)
     model = tiny_model()
     optimizer = LDAdamW(lowrank_param_groups(model, rank=8), lr=LR)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, warmup(optimizer))
+    skipped = []
     for _, batch in zip(range(4 * accumulation), batches(), strict=False):
         with accelerator.accumulate(model):
             accelerator.backward(model(**batch).loss)
@@ -36,13 +40,16 @@ def train_with_accelerate(*, accumulation: int, clip: float | None, bf16: bool) 
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+        skipped.append(optimizer.step_was_skipped)
+    assert any(skipped) == (autocast == torch.float16) and not skipped[-1]
     return accelerator.unwrap_model(model)
 
 
 SETTINGS = {
-    "plain": {"accumulation": 1, "clip": None, "bf16": False},
-    "accumulation and clipping": {"accumulation": 2, "clip": 0.5, "bf16": False},
-    "bfloat16 autocast": {"accumulation": 1, "clip": None, "bf16": True},
+    "plain": {},
+    "accumulation and clipping": {"accumulation": 2, "clip": 0.5},
+    "bfloat16 autocast": {"autocast": torch.bfloat16},
+    "float16 with a GradScaler": {"autocast": torch.float16, "clip": 0.5},
 }
 
 

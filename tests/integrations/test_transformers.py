@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from by_hand import are_equal, token_loss
+from by_hand import are_equal, scale_on_cpu, token_loss
 from by_hand import train_by_hand as train_by_hand_on
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
@@ -47,7 +47,7 @@ SETTINGS = {
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
         {"accumulation": 2, "clip": 0.5},
     ),
-    "bfloat16 autocast": ({"bf16": True}, {"bf16": True}),
+    "bfloat16 autocast": ({"bf16": True}, {"autocast": torch.bfloat16}),
 }
 
 
@@ -57,6 +57,18 @@ def test_trainer_is_the_loop_by_hand_with_error_feedback_on(tmp_path, of_trainer
     trainer.train()
     assert are_equal([trainer.model, train_by_hand(4, **by_hand)])
     assert not are_equal([trainer.model, train_by_hand(4, **by_hand, error_feedback=False)])
+
+
+def test_the_callback_measures_what_a_grad_scaler_has_unscaled_and_leaves_out_what_it_skips(tmp_path):
+    trainer = trainer_of(tmp_path, fp16=True, logging_steps=1)
+    scale_on_cpu(trainer.accelerator)
+    trainer.add_callback(SubspaceCallback(trainer))
+    trainer.train()
+    assert are_equal([trainer.model, train_by_hand(4, autocast=torch.float16)])
+    assert not are_equal([trainer.model, train_by_hand(4, autocast=torch.float16, error_feedback=False)])
+    measured = [record for record in trainer.state.log_history if "ldadam/state_bytes" in record]
+    assert ["ldadam/captured" in record for record in measured] == [True, False, True, True]
+    assert all(0.1 < record["ldadam/captured"] < 1 for record in measured if "ldadam/captured" in record)
 
 
 def test_the_pair_for_older_versions_trains_as_the_factory_does(tmp_path):
