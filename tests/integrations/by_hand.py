@@ -49,10 +49,18 @@ def scale_on_cpu(accelerator: Accelerator) -> None:
 
 
 def train_by_hand(
+    num_steps: int, *, model: nn.Module | None = None, loss_of: Callable[..., Tensor] = mean_loss, **settings: Any
+) -> nn.Module:
+    """A model, by default the tiny one, after steps of LDAdamW on the rows; settings as in `steps_by_hand`."""
+    return steps_by_hand(num_steps, model or tiny_model(), batches(), loss_of, **settings)
+
+
+def steps_by_hand(
     num_steps: int,
+    model: nn.Module,
+    stream: Iterator[dict[str, Tensor]],
+    loss_of: Callable[..., Tensor],
     *,
-    model: nn.Module | None = None,
-    loss_of: Callable[..., Tensor] = mean_loss,
     accumulation: int = 1,
     clip: float | None = None,
     autocast: torch.dtype | None = None,
@@ -62,13 +70,12 @@ def train_by_hand(
     weight_decay: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """A model, by default the tiny one, after steps of LDAdamW; float16 comes with a scaler.
+    """The model after steps of LDAdamW; float16 comes with a scaler.
 
     The schedule stays where it is at a step that the scaler skips, unless `waits_for_scaler` is False.
     """
-    model, stream, scaler = model or tiny_model(), batches(), grad_scaler(autocast)
     optimizer = LDAdamW(lowrank_param_groups(model, rank=8, weight_decay=weight_decay), lr=LR, **options)
-    scheduler = schedule(optimizer) if schedule else None
+    scheduler, scaler = schedule(optimizer) if schedule else None, grad_scaler(autocast)
     if in_backward:
         step_in_backward(optimizer, accumulation_steps=accumulation)
     for _ in range(num_steps):
@@ -101,7 +108,7 @@ def are_equal(models: Sequence[nn.Module]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def largest_distance(trained: nn.Module, expected: nn.Module) -> float:
-    """Between two trainings of the tiny model, relative to what the second has learnt, by parameter."""
-    start, left, right = (dict(model.named_parameters()) for model in (tiny_model(), trained, expected))
-    return max(distance(left[name] - start[name], right[name] - start[name]) for name in start)
+def largest_distance(trained: nn.Module, expected: nn.Module, start: nn.Module | None = None) -> float:
+    """Between two trainings of a model, by default the tiny one, relative to what the second has learnt."""
+    begin, left, right = (dict(model.named_parameters()) for model in (start or tiny_model(), trained, expected))
+    return max(distance(left[name] - begin[name], right[name] - begin[name]) for name in begin)
