@@ -71,6 +71,19 @@ def test_a_suggestion_for_a_module_is_what_its_optimizer_takes():
     assert found.plan.footprint.state.total == live
 
 
+def test_a_folder_is_read_once_for_all_candidates(tmp_path, monkeypatch):
+    from transformers import AutoConfig, LlamaConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaConfig(vocab_size=100, **sizes).save_pretrained(tmp_path)
+    read, from_pretrained = [], AutoConfig.from_pretrained
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name: (read.append(name), from_pretrained(name))[1])
+    with pytest.raises(ValueError, match=r"nothing fits into 1 GB.*"):
+        suggest(str(tmp_path), budget_gb=1, device="cpu")
+    assert read == [str(tmp_path)]
+    assert suggest(str(tmp_path), budget_gb=2, device="cpu").plan.model == str(tmp_path)
+
+
 def test_activations_count():
     small = suggest("demo", budget_gb=4, dtype="bfloat16", device="cpu")
     assert "activations are not in it (give batch and seq)" in small.reasons["memory"]
