@@ -21,7 +21,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             starts_several = nodeid.startswith(
-                ("tests/distributed/", "tests/training/test_parallel.py", "tests/integrations/test_accelerate.py")
+                ("tests/distributed/", "tests/training/test_parallel.py", "tests/integrations/test_sharded.py")
             )
             return "several processes" if starts_several else nodeid
 

@@ -72,6 +72,23 @@ def test_dense_parameters_and_other_optimizers_are_left_out():
             assert monitor.after_step() == {"captured": {}, "error_norm": {}}
 
 
+@pytest.mark.parametrize("num_steps_before", [0, 2])
+def test_a_step_that_a_grad_scaler_skips_is_left_out_and_leaves_no_state(num_steps_before):
+    """Also of the matrices whose gradients are finite."""
+    model = model_of(SHAPES)
+    optimizer = LDAdamW(model.named_parameters(), lr=1e-2, rank=4)
+    monitor = SubspaceMonitor(optimizer, {parameter: name for name, parameter in model.named_parameters()})
+    for _ in steps_with_gradients(model, num_steps_before):
+        optimizer.step()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(sum(param.sum() for param in model.values()) + model["wide"].sum() * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    monitor.before_step()
+    scaler.step(optimizer)
+    assert monitor.after_step() == {"captured": {}, "error_norm": {}}
+    assert len(optimizer.state) == (len(SHAPES) if num_steps_before else 0)
+
+
 def test_measuring_changes_no_number():
     trained = []
     for measure in (True, False):

@@ -264,9 +264,9 @@ def test_names_and_shapes_are_those_of_transformers():
     found = planned(model, rank=8)
     by_name = {name: tuple(param.shape) for name, param in model.named_parameters()}
     assert planned(by_name, rank=8).footprints == found.footprints
-    from ldadam.planner.models import find_model
+    from ldadam.planner.models import find_source
 
-    assert find_model(model, rank=8, dtype=None).llama.weights() == by_name
+    assert find_source(model).llama.weights() == by_name
 
 
 def test_a_module_is_planned_as_its_optimizer_is_built():

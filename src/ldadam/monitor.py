@@ -33,6 +33,7 @@ class _Before:
     name: str
     parameter: Tensor
     beta1: float
+    step: float
     norm: Tensor  # ‖A‖
     exp_avg: Tensor | None
     basis: Tensor | None
@@ -70,15 +71,15 @@ class SubspaceMonitor:
             corrected = corrected + error_buffer.read(state, corrected.shape, corrected.dtype)
         exp_avg, basis = (state[key].clone() if key in state else None for key in LOW_RANK_STATE)
         norm = torch.linalg.vector_norm(corrected)
-        return _Before(self.names[parameter], parameter, beta1, norm, exp_avg, basis)
+        return _Before(self.names[parameter], parameter, beta1, step_of(state), norm, exp_avg, basis)
 
     @torch.no_grad()
     def after_step(self) -> dict[str, dict[str, float]]:
-        """`captured` and `error_norm`, each a number per matrix."""
+        """`captured` and `error_norm`, each a number per matrix that was stepped: a GradScaler may have skipped it."""
         captured, error_norm = {}, {}
         for before in self._before.values():
-            state = whole_state(self.optimizer.state[before.parameter])
-            if "basis" not in state:
+            state = whole_state(self.optimizer.state.get(before.parameter, {}))
+            if "basis" not in state or step_of(state) == before.step:
                 continue
             kept = torch.linalg.vector_norm(low_rank_gradient(before, state["exp_avg"], state["basis"]))
             captured[before.name] = float(kept / before.norm) if before.norm > 0 else 1.0
@@ -87,6 +88,11 @@ class SubspaceMonitor:
                 error_norm[before.name] = float(torch.linalg.vector_norm(error))
         self._before = {}
         return {"captured": captured, "error_norm": error_norm}
+
+
+def step_of(state: Mapping[str, Tensor]) -> float:
+    """How many steps made this state."""
+    return float(state.get("step", 0))
 
 
 def low_rank_gradient(before: _Before, exp_avg: Tensor, basis: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ REFUSED = {
     "--error-dtype must be of float64, float32": ("--error-dtype", "int5"),
     "--optimizers must be of ldadamw:in-backward, ldadamw, adamw": ("--optimizers", "adamw,sgd"),
     "with commas between; got 'nothing'": ("--optimizers", ","),
+    "--rank 128 fits no matrix of demo: their longest shorter side is 128": ("--model", "demo", "--rank", "32,128"),
     "--rank must be a positive whole number": ("--rank", "0"),
     "--device must be cpu or cuda, got 'tpu'": ("--device", "tpu"),
     "--dtype must be one of float32, bfloat16": ("--dtype", "int8"),

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -36,35 +38,59 @@ def token_loss(model: nn.Module, batch: dict[str, Tensor], micro_batches: Sequen
     return model(**batch, num_items_in_batch=torch.tensor(num_tokens)).loss
 
 
+def grad_scaler(autocast: torch.dtype | None = torch.float16) -> GradScaler:
+    """Its scale is so large that the first step is skipped; without float16 it does nothing."""
+    return GradScaler("cpu", init_scale=2.0**18, enabled=autocast == torch.float16)
+
+
+def scale_on_cpu(accelerator: Accelerator) -> None:
+    """Have float16 with a scaler on a CPU, which Accelerate does on accelerators only."""
+    accelerator.scaler, accelerator.native_amp = grad_scaler(), True
+
+
 def train_by_hand(
+    num_steps: int, *, model: nn.Module | None = None, loss_of: Callable[..., Tensor] = mean_loss, **settings: Any
+) -> nn.Module:
+    """A model, by default the tiny one, after steps of LDAdamW on the rows; settings as in `steps_by_hand`."""
+    return steps_by_hand(num_steps, model or tiny_model(), batches(), loss_of, **settings)
+
+
+def steps_by_hand(
     num_steps: int,
+    model: nn.Module,
+    stream: Iterator[dict[str, Tensor]],
+    loss_of: Callable[..., Tensor],
     *,
-    model: nn.Module | None = None,
-    loss_of: Callable[..., Tensor] = mean_loss,
     accumulation: int = 1,
     clip: float | None = None,
-    bf16: bool = False,
+    autocast: torch.dtype | None = None,
     in_backward: bool = False,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    waits_for_scaler: bool = True,
     weight_decay: float = 0.0,
     **options: Any,
 ) -> nn.Module:
-    """A model, by default the tiny one, after steps of LDAdamW."""
-    model, stream = model or tiny_model(), batches()
+    """The model after steps of LDAdamW; float16 comes with a scaler.
+
+    The schedule stays where it is at a step that the scaler skips, unless `waits_for_scaler` is False.
+    """
     optimizer = LDAdamW(lowrank_param_groups(model, rank=8, weight_decay=weight_decay), lr=LR, **options)
-    scheduler = schedule(optimizer) if schedule else None
+    scheduler, scaler = schedule(optimizer) if schedule else None, grad_scaler(autocast)
     if in_backward:
         step_in_backward(optimizer, accumulation_steps=accumulation)
     for _ in range(num_steps):
         micro_batches = [next(stream) for _ in range(accumulation)]
         for batch in micro_batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast("cpu", autocast, enabled=autocast is not None):
                 loss = loss_of(model, batch, micro_batches)
-            loss.backward()
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        if scheduler is not None:
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        if scheduler is not None and (scaler.get_scale() == scale or not waits_for_scaler):
             scheduler.step()
         model.zero_grad()
     return model
@@ -82,7 +108,7 @@ def are_equal(models: Sequence[nn.Module]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def largest_distance(trained: nn.Module, expected: nn.Module) -> float:
-    """Between two trainings of the tiny model, relative to what the second has learnt, by parameter."""
-    start, left, right = (dict(model.named_parameters()) for model in (tiny_model(), trained, expected))
-    return max(distance(left[name] - start[name], right[name] - start[name]) for name in start)
+def largest_distance(trained: nn.Module, expected: nn.Module, start: nn.Module | None = None) -> float:
+    """Between two trainings of a model, by default the tiny one, relative to what the second has learnt."""
+    begin, left, right = (dict(model.named_parameters()) for model in (start or tiny_model(), trained, expected))
+    return max(distance(left[name] - begin[name], right[name] - begin[name]) for name in begin)

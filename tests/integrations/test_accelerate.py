@@ -1,17 +1,14 @@
-"""LDAdamW in a loop with Hugging Face Accelerate, on one process and sharded over two."""
+"""LDAdamW in a loop with Hugging Face Accelerate, on one process; test_sharded.py has two."""
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate_runs import train_sharded
-from by_hand import LR, are_equal, batches, largest_distance, train_by_hand, warmup
+from by_hand import LR, are_equal, batches, scale_on_cpu, train_by_hand, warmup
 from tiny_llama import model as tiny_model
 
 from builders import assert_same_state, grads_of, mixed_params, quiet, run
-from distributed.processes import in_processes
 from ldadam import LDAdamW, lowrank_param_groups
-from tolerances import TOLERANCES
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +18,17 @@ def fresh_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def train_with_accelerate(*, accumulation: int, clip: float | None, bf16: bool) -> torch.nn.Module:
-    accelerator = Accelerator(
-        cpu=True, gradient_accumulation_steps=accumulation, mixed_precision="bf16" if bf16 else "no"
-    )
+def train_with_accelerate(
+    *, accumulation: int = 1, clip: float | None = None, autocast: torch.dtype | None = None
+) -> torch.nn.Module:
+    precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[autocast]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation, mixed_precision=precision)
+    if autocast == torch.float16:
+        scale_on_cpu(accelerator)
     model = tiny_model()
     optimizer = LDAdamW(lowrank_param_groups(model, rank=8), lr=LR)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, warmup(optimizer))
+    skipped = []
     for _, batch in zip(range(4 * accumulation), batches(), strict=False):
         with accelerator.accumulate(model):
             accelerator.backward(model(**batch).loss)
@@ -36,13 +37,16 @@ def train_with_accelerate(*, accumulation: int, clip: float | None, bf16: bool) 
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+        skipped.append(optimizer.step_was_skipped)
+    assert any(skipped) == (autocast == torch.float16) and not skipped[-1]
     return accelerator.unwrap_model(model)
 
 
 SETTINGS = {
-    "plain": {"accumulation": 1, "clip": None, "bf16": False},
-    "accumulation and clipping": {"accumulation": 2, "clip": 0.5, "bf16": False},
-    "bfloat16 autocast": {"accumulation": 1, "clip": None, "bf16": True},
+    "plain": {},
+    "accumulation and clipping": {"accumulation": 2, "clip": 0.5},
+    "bfloat16 autocast": {"autocast": torch.bfloat16},
+    "float16 with a GradScaler": {"autocast": torch.float16, "clip": 0.5},
 }
 
 
@@ -63,17 +67,3 @@ def test_wrapping_hands_the_state_through_unchanged(error_dtype):
         run(optimizers[-1], params, grads_of(params, 3))
     wrapped = Accelerator(cpu=True).prepare(optimizers[0])
     assert_same_state(wrapped.optimizer, optimizers[1])
-
-
-def test_sharding_swaps_parameters_and_keeps_error_feedback():
-    sharded, without = tiny_model(), train_by_hand(4, error_feedback=False)
-    for weights in in_processes(train_sharded, 2, 4, None):
-        sharded.load_state_dict(weights)
-        assert largest_distance(sharded, train_by_hand(4)) < TOLERANCES["backend, float32, many steps"]
-        assert largest_distance(sharded, without) > 100 * TOLERANCES["backend, float32, many steps"]
-
-
-def test_a_sharded_training_resumes_bit_by_bit(tmp_path):
-    at_once, resumed = (in_processes(train_sharded, 2, 4, folder)[0] for folder in (None, tmp_path))
-    for name, weight in at_once.items():
-        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)

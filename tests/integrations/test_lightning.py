@@ -5,8 +5,9 @@ import csv
 import lightning
 import pytest
 import torch
-from by_hand import BATCH_SIZE, LR, are_equal, largest_distance, train_by_hand, warmup
+from by_hand import BATCH_SIZE, LR, are_equal, grad_scaler, largest_distance, train_by_hand, warmup
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
 from torch.utils.data import DataLoader
@@ -44,7 +45,11 @@ def fit(folder, *, validate: bool = False, **options) -> Module:
 SETTINGS = {
     "validation between steps": ({"validate": True, "limit_val_batches": 1}, {}),
     "accumulation": ({"accumulate_grad_batches": 2}, {"accumulation": 2}),
-    "bfloat16 autocast": ({"precision": "bf16-mixed"}, {"bf16": True}),
+    "bfloat16 autocast": ({"precision": "bf16-mixed"}, {"autocast": torch.bfloat16}),
+    "float16 with a GradScaler": (
+        {"plugins": MixedPrecision("16-mixed", "cpu", grad_scaler())},
+        {"autocast": torch.float16, "waits_for_scaler": False},
+    ),
 }
 
 
@@ -78,6 +83,17 @@ def test_the_callback_logs_through_lightning_and_changes_no_number(tmp_path):
     buffers = [state["error_buffer"].flatten() for state in optimizer.state.values() if "error_buffer" in state]
     norm = torch.cat(buffers).norm().item()
     assert float(records[-1]["ldadam/error_norm"]) == pytest.approx(norm, rel=TOLERANCES["float32 step"])
+
+
+@pytest.mark.parametrize(("every", "log_every_n_steps"), [(1, 2), (3, 2), (2, 50), (None, 2)])
+def test_the_callback_logs_once_at_each_multiple_of_its_own_interval(tmp_path, every, log_every_n_steps):
+    """With accumulation, so that some batches are no step."""
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    options = {"logger": logger, "log_every_n_steps": log_every_n_steps, "accumulate_grad_batches": 2}
+    fit(tmp_path, **options, callbacks=[SubspaceCallback(every=every)])
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row.get("ldadam/captured")]
+    assert steps == [step for step in range(1, 5) if step % (every or log_every_n_steps) == 0]
 
 
 def test_the_callback_refuses_clipping(tmp_path):

@@ -4,11 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from by_hand import are_equal, token_loss
+from by_hand import are_equal, scale_on_cpu, token_loss
 from by_hand import train_by_hand as train_by_hand_on
 from tiny_llama import model as tiny_model
 from tiny_llama import rows
-from transformers import Trainer, TrainingArguments
+from trainers import arguments, plain_trainer
+from transformers import Trainer
 
 from ldadam import LDAdamW, LDAdamWarning
 from ldadam.integrations.transformers import (
@@ -23,40 +24,34 @@ from tolerances import TOLERANCES
 train_by_hand = partial(train_by_hand_on, loss_of=token_loss)
 
 
-def arguments(folder, **options) -> TrainingArguments:
-    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "max_grad_norm": 0.0}
-    settings |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "save_strategy": "no"}
-    settings |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 2}
-    return TrainingArguments(output_dir=str(folder), **(settings | options))
-
-
-def trainer_of(folder, *, optimizer=None, callbacks=(), **options) -> Trainer:
-    choice = (LDAdamWFactory, {"lr": "1e-2", "rank": "8", **(optimizer or {})})
-    return Trainer(
-        tiny_model(),
-        arguments(folder, **options),
-        train_dataset=rows(),
-        optimizer_cls_and_kwargs=choice,
-        callbacks=list(callbacks),
-    )
-
-
 SETTINGS = {
     "plain": ({}, {}),
     "accumulation and clipping": (
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
         {"accumulation": 2, "clip": 0.5},
     ),
-    "bfloat16 autocast": ({"bf16": True}, {"bf16": True}),
+    "bfloat16 autocast": ({"bf16": True}, {"autocast": torch.bfloat16}),
 }
 
 
 @pytest.mark.parametrize("of_trainer, by_hand", SETTINGS.values(), ids=SETTINGS)
 def test_trainer_is_the_loop_by_hand_with_error_feedback_on(tmp_path, of_trainer, by_hand):
-    trainer = trainer_of(tmp_path, **of_trainer)
+    trainer = plain_trainer(tmp_path, **of_trainer)
     trainer.train()
     assert are_equal([trainer.model, train_by_hand(4, **by_hand)])
     assert not are_equal([trainer.model, train_by_hand(4, **by_hand, error_feedback=False)])
+
+
+def test_the_callback_measures_what_a_grad_scaler_has_unscaled_and_leaves_out_what_it_skips(tmp_path):
+    trainer = plain_trainer(tmp_path, fp16=True, logging_steps=1)
+    scale_on_cpu(trainer.accelerator)
+    trainer.add_callback(SubspaceCallback(trainer))
+    trainer.train()
+    assert are_equal([trainer.model, train_by_hand(4, autocast=torch.float16)])
+    assert not are_equal([trainer.model, train_by_hand(4, autocast=torch.float16, error_feedback=False)])
+    measured = [record for record in trainer.state.log_history if "ldadam/state_bytes" in record]
+    assert ["ldadam/captured" in record for record in measured] == [True, False, True, True]
+    assert all(0.1 < record["ldadam/captured"] < 1 for record in measured if "ldadam/captured" in record)
 
 
 def test_the_pair_for_older_versions_trains_as_the_factory_does(tmp_path):
@@ -68,7 +63,7 @@ def test_the_pair_for_older_versions_trains_as_the_factory_does(tmp_path):
 
 
 def test_the_callback_logs_beside_the_loss_and_changes_no_number(tmp_path):
-    trainer = trainer_of(tmp_path)
+    trainer = plain_trainer(tmp_path)
     trainer.add_callback(SubspaceCallback(trainer))
     trainer.train()
     assert are_equal([trainer.model, train_by_hand(4)])
@@ -86,10 +81,10 @@ def test_the_callback_logs_beside_the_loss_and_changes_no_number(tmp_path):
 
 
 def test_stepping_in_backward_accumulates_and_leaves_no_gradient_to_clip(tmp_path):
-    trainer = trainer_of(tmp_path, callbacks=[StepInBackwardCallback()], gradient_accumulation_steps=2)
+    trainer = plain_trainer(tmp_path, callbacks=[StepInBackwardCallback()], gradient_accumulation_steps=2)
     trainer.train()
     assert are_equal([trainer.model, train_by_hand(4, accumulation=2, in_backward=True)])
-    trainer = trainer_of(tmp_path, callbacks=[StepInBackwardCallback()], max_grad_norm=0.5)
+    trainer = plain_trainer(tmp_path, callbacks=[StepInBackwardCallback()], max_grad_norm=0.5)
     with pytest.warns(LDAdamWarning, match="max_grad_norm=0.5 clips nothing"):
         trainer.train()
     assert are_equal([trainer.model, train_by_hand(4)])

@@ -1,73 +1,28 @@
 """LDAdamW in TRL: SFT takes it as an argument, DPO after its construction."""
 
 import inspect
-from itertools import islice
 
 import pytest
-import torch
 import trl
-from by_hand import LR, are_equal
-from datasets import Dataset
-from tiny_llama import model as tiny_model
-from tiny_llama import texts, tokenizer
+from by_hand import are_equal
+from test_transformers import SETTINGS
+from trainers import dpo_trainer, sft_trainer, train_by_hand_with
 
-from ldadam import LDAdamW, lowrank_param_groups
-from ldadam.integrations.transformers import LDAdamWFactory, SubspaceCallback
-
-NUM_STEPS = 4
-
-
-def settings(folder) -> dict:
-    shared = {"output_dir": str(folder), "max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
-    shared |= {"learning_rate": LR, "lr_scheduler_type": "constant", "train_sampling_strategy": "sequential"}
-    shared |= {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-    return {**shared, "gradient_checkpointing": False, "logging_steps": 2, "max_length": 64}
-
-
-def sft_trainer(folder):
-    return trl.SFTTrainer(
-        tiny_model(),
-        args=trl.SFTConfig(**settings(folder)),
-        train_dataset=Dataset.from_dict({"text": texts()}),
-        processing_class=tokenizer(),
-        optimizer_cls_and_kwargs=(LDAdamWFactory, {"lr": LR, "rank": 8}),
-    )
-
-
-def dpo_trainer(folder):
-    pairs = {"prompt": [text[:32] for text in texts()], "chosen": [text[32:] for text in texts()]}
-    trainer = trl.DPOTrainer(
-        tiny_model(),
-        ref_model=tiny_model(),
-        args=trl.DPOConfig(**settings(folder)),
-        train_dataset=Dataset.from_dict({**pairs, "rejected": pairs["chosen"][::-1]}),
-        processing_class=tokenizer(),
-    )
-    trainer.optimizer_cls_and_kwargs = (LDAdamWFactory, {"lr": LR, "rank": 8})
-    return trainer
-
-
-def train_by_hand(trainer, **options) -> torch.nn.Module:
-    """A loop around the loss and the batches of a trainer that is not asked to train."""
-    model = trainer.model.train()
-    optimizer = LDAdamW(lowrank_param_groups(model, rank=8), lr=LR, **options)
-    for batch in islice(trainer.get_train_dataloader(), NUM_STEPS):
-        num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
-        trainer.compute_loss(model, batch, num_items_in_batch=num_items).backward()
-        optimizer.step()
-        model.zero_grad()
-    return model
+from ldadam import LDAdamW
+from ldadam.integrations.transformers import SubspaceCallback
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("of_trainer", "by_hand"), SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("build", [sft_trainer, dpo_trainer])
-def test_trl_is_the_loop_by_hand_with_error_feedback_on(tmp_path, build):
-    trainer = build(tmp_path)
+def test_trl_is_the_loop_by_hand_with_error_feedback_on(tmp_path, build, of_trainer, by_hand):
+    trainer = build(tmp_path, **of_trainer)
     trainer.add_callback(SubspaceCallback(trainer))
     trainer.train()
     assert isinstance(trainer.optimizer.optimizer, LDAdamW)
-    assert are_equal([trainer.model, train_by_hand(build(tmp_path))])
-    assert not are_equal([trainer.model, train_by_hand(build(tmp_path), error_feedback=False)])
+    assert are_equal([trainer.model, train_by_hand_with(build(tmp_path, **of_trainer), **by_hand)])
+    without = train_by_hand_with(build(tmp_path, **of_trainer), error_feedback=False, **by_hand)
+    assert not are_equal([trainer.model, without])
 
 
 @pytest.mark.slow

@@ -210,6 +210,18 @@ def test_a_resumed_run_keeps_its_settings_and_its_data(tmp_path, encoder, capsys
     assert numbers(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 40}, {"vocab_size": 999}], ids=str)
+def test_a_model_whose_base_would_be_random_is_refused(tmp_path, table, capsys, change):
+    """Layers that are not in the file, or whose sizes are others; a new head is what is wanted."""
+    broken = save_encoder(tmp_path / "model")
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(settings | change))
+    assert ldadam(*options(tmp_path / "run", broken, table)) == 2
+    errors = capsys.readouterr().err
+    assert "weights below its head, such as bert." in errors and "would be random" in errors
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_than_one_process_is_refused(monkeypatch, tmp_path, encoder, table, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ldadam(*options(tmp_path / "run", encoder, table)) == 2

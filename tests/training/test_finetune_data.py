@@ -8,7 +8,7 @@ from tiny_models import labelled_rows, problem_rows, write_jsonl, write_table
 
 from ldadam.finetune import offline
 from ldadam.finetune.config import resolve
-from ldadam.finetune.examples import Example, is_held_out, split_by_hash
+from ldadam.finetune.examples import Example, Labelled, first_examples, is_held_out, split_by_hash
 from ldadam.finetune.finetune import open_data
 from ldadam.finetune.hub import HUB_TASKS, open_hub_task
 from ldadam.finetune.task_names import GLUE, OFFLINE, PROBLEMS, SUPERGLUE, goal_of_task
@@ -89,6 +89,17 @@ def test_json_lines_end_at_line_breaks_alone(tmp_path):
     data = opened(train=str(tmp_path / "rows.jsonl"))
     assert len(data.train) + len(data.validation) == 20
     assert any(text in example.text for example in data.train)
+
+
+def test_a_limit_of_examples_cuts_no_question():
+    groups = [0, 0, 0, 1, 1, 2]
+    examples = [Example(f"choice {place}", None, 0, group) for place, group in enumerate(groups)]
+    data = Labelled("questions", examples, examples, ("no", "yes"), ("question_accuracy",))
+    kept = {count: len(first_examples(data, count, whole_groups=True)) for count in (None, 6, 5, 4, 3)}
+    assert kept == {None: 6, 6: 6, 5: 5, 4: 3, 3: 3}
+    assert len(first_examples(data, 4, whole_groups=False)) == 4
+    with pytest.raises(UsageError, match="eval_examples=2 holds no whole question of questions"):
+        first_examples(data, 2, whole_groups=True)
 
 
 def test_every_task_has_a_goal_and_a_reader():

@@ -21,6 +21,12 @@ def find_ranks(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def refuse_rank_above_every_matrix(rank: int, *, model: str, longest: int) -> None:
+    """Refuse a rank at which nothing is projected; `longest` is the longest shorter side of the model's matrices."""
+    if rank >= longest:
+        raise UsageError(f"--rank {rank} fits no matrix of {model}: their longest shorter side is {longest}")
+
+
 def find_device(name: str) -> torch.device:
     """The device of `--device`, which must be there."""
     if name not in ("cpu", "cuda"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ldadam import provenance
-from ldadam.bench.arguments import find_device, find_dtype, find_ranks, listed
+from ldadam.bench.arguments import find_device, find_dtype, find_ranks, listed, refuse_rank_above_every_matrix
 from ldadam.bench.clock import Ceilings, measure_ceilings
 from ldadam.bench.equality import Equality, check_equality
 from ldadam.bench.models import Model, find_models
@@ -78,15 +78,10 @@ def make_plan(
     if device == "cpu" and any(entry.backend == "graph" for entry in plan.entries):
         raise UsageError("a CUDA graph needs --device cuda")
     for each in plan.models:
-        _refuse_rank_above_every_matrix(each, plan.ranks)
+        longest = max(min(shape.shape) for shape in each.shapes if shape.low_rank)
+        for one in plan.ranks:
+            refuse_rank_above_every_matrix(one, model=each.name, longest=longest)
     return plan
-
-
-def _refuse_rank_above_every_matrix(model: Model, ranks: list[int]) -> None:
-    longest = max(min(each.shape) for each in model.shapes if each.low_rank)
-    for rank in ranks:
-        if rank >= longest:
-            raise UsageError(f"--rank {rank} fits no matrix of {model.name}: their longest shorter side is {longest}")
 
 
 def run_bench(plan: Plan, *, out: Path | None, progress: Progress) -> dict[str, Any]:

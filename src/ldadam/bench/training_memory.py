@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldadam import provenance
-from ldadam.bench.arguments import find_device, find_dtype, find_ranks, listed
+from ldadam.bench.arguments import find_device, find_dtype, find_ranks, listed, refuse_rank_above_every_matrix
 from ldadam.bench.own_process import in_own_process
 from ldadam.bench.random_training import Case, Setting, train
 from ldadam.error_buffer import ERROR_DTYPES
@@ -35,7 +35,7 @@ def find_cases(*, model: str, rank: str, error_dtype: str, optimizers: str) -> l
     """Every model with every optimizer, at each rank and error dtype that it has.
 
     Raises:
-        UsageError: a name is unknown, or a list is empty.
+        UsageError: a name is unknown, a rank fits no matrix, or a list is empty.
     """
     ranks, error_dtypes = find_ranks(rank), listed(error_dtype)
     models, names = listed(model), listed(optimizers)
@@ -47,7 +47,11 @@ def find_cases(*, model: str, rank: str, error_dtype: str, optimizers: str) -> l
         for each in given or ["nothing"]:
             if each not in known:
                 raise UsageError(f"{option} must be of {', '.join(known)}, with commas between; got {each!r}")
-    return [case for name, one in product(models, names) for case in _cases(name, one, ranks, error_dtypes)]
+    cases = [case for name, one in product(models, names) for case in _cases(name, one, ranks, error_dtypes)]
+    for case in cases:
+        if case.rank is not None:
+            refuse_rank_above_every_matrix(case.rank, model=case.model, longest=LLAMAS[case.model].hidden)
+    return cases
 
 
 def _cases(model: str, name: str, ranks: Sequence[int], error_dtypes: Sequence[str]) -> list[Case]:

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldadam.finetune.config import FinetuneConfig
-from ldadam.finetune.examples import Example, Labelled, fingerprint, refuse_empty
+from ldadam.finetune.examples import Example, Labelled, fingerprint, first_examples, refuse_empty
 from ldadam.finetune.goals import Batch, Goal, Scores, batches, evaluating
-from ldadam.finetune.metrics import Outcome, scores
+from ldadam.finetune.metrics import OF_GROUPS, Outcome, scores
 from ldadam.finetune.models import load_model, load_tokenizer
 
 
 def classification(config: FinetuneConfig, data: Labelled) -> Goal:
     """The goal to tell the labels of `data`; a number where there are no classes."""
     assert config.length and config.batch_size
-    train, validation = data.train[: config.train_examples], data.validation[: config.eval_examples]
+    train = data.train[: config.train_examples]
+    validation = first_examples(data, config.eval_examples, whole_groups=not set(OF_GROUPS).isdisjoint(data.metrics))
     refuse_empty(data.name, training=train, validation=validation)
     tokenizer = load_tokenizer(config)
     collate = partial(collate_examples, tokenizer=tokenizer, length=config.length)

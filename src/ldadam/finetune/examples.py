@@ -83,6 +83,20 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def first_examples(data: Labelled, count: int | None, *, whole_groups: bool) -> list[Example]:
+    """The first `count` of validation; with `whole_groups`, without those of a question that this would cut.
+
+    Raises:
+        UsageError: the first question has more choices than `count`.
+    """
+    chosen = data.validation[:count]
+    cut = {example.group for example in data.validation[len(chosen) :]} if whole_groups else set()
+    kept = [example for example in chosen if example.group not in cut]
+    if chosen and not kept:
+        raise UsageError(f"eval_examples={count} holds no whole question of {data.name}, scored by questions: raise it")
+    return kept
+
+
 def refuse_empty(name: str, **sides: Sequence[Any]) -> None:
     """Training and validation each need an example."""
     for side, examples in sides.items():

@@ -107,6 +107,9 @@ METRICS: dict[str, Callable[[Outcome], float]] = {
 }
 
 
+OF_GROUPS = ("question_accuracy", "choice_accuracy")
+
+
 def scores(outcome: Outcome, names: Sequence[str]) -> dict[str, float]:
     """The scores called `names`."""
     return {name: METRICS[name](outcome) for name in names}

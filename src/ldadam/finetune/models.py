@@ -38,18 +38,30 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
     """A model of `auto_class` in the dtype of the run; what it adds to the file's weights depends on the seed alone.
 
     Raises:
-        UsageError: it cannot be found, or is of another kind.
+        UsageError: it cannot be found, is of another kind, or lacks weights below its head.
     """
     from transformers import set_seed
 
     assert config.dtype
     set_seed(config.seed)
-    model = _load(auto_class, config, what="model", dtype=getattr(torch, config.dtype), **kwargs)
+    dtype = getattr(torch, config.dtype)
+    model, loading = _load(auto_class, config, what="model", dtype=dtype, output_loading_info=True, **kwargs)
+    _refuse_new_base(model, {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}, config)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _refuse_new_base(model: Any, made_anew: set[str], config: FinetuneConfig) -> None:
+    """Refuse random weights below the head; a pooler counts as head, which some files leave out."""
+    base = sorted(name for name in made_anew if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name)
+    if base:
+        raise UsageError(
+            f"the file of {config.model} has no fitting values for {len(base)} weights below its head, such as "
+            f"{base[0]}, which would be random: give --model one whose config.json belongs to its weights"
+        )
 
 
 def _load(auto_class: Any, config: FinetuneConfig, *, what: str, **kwargs: Any) -> Any:

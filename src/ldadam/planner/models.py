@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,24 @@ LLAMAS = {
 }
 
 
+Model: TypeAlias = nn.Module | str | Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that has been looked up, to be planned any number of times.
+
+    Attributes:
+        name: for people.
+        weights: a module, or shapes by name.
+        llama: the sizes that activations follow from; None for other kinds of models.
+    """
+
+    name: str
+    weights: nn.Module | Mapping[str, Sequence[int]]
+    llama: LlamaShape | None
+
+
 @dataclass(frozen=True)
 class PlannedModel:
     """Weights as meta tensors, in param groups as `LDAdamW` takes them.
@@ -93,29 +111,47 @@ class PlannedModel:
     llama: LlamaShape | None
 
 
-def find_model(
-    model: nn.Module | str | Mapping[str, Sequence[int]], *, rank: int | float | None, dtype: torch.dtype | None
-) -> PlannedModel:
-    """The weights of a model.
+def find_source(model: Model) -> Source:
+    """Look a model up.
 
     Args:
         model: a module; the name of a Llama; ROWSxCOLUMNS:COUNT,...; a hub id or a folder with a config.json; or
             shapes by name.
-        rank: of low-rank weights.
-        dtype: of the weights; None means float32 for shapes, and its own for a module.
 
     Raises:
         ValueError: the name is unknown, or its configuration cannot be read.
     """
     if isinstance(model, nn.Module):
-        return _from_module(type(model).__name__, model, rank=rank, dtype=dtype)
+        return Source(type(model).__name__, model, _llama_of(model))
     if not isinstance(model, str):
-        return _from_shapes("shapes", model, dtype=dtype)
+        return Source("shapes", model, None)
     if model in LLAMAS:
-        return _from_shapes(model, LLAMAS[model].weights(), dtype=dtype, llama=LLAMAS[model])
+        return Source(model, LLAMAS[model].weights(), LLAMAS[model])
     if (listed := _listed_shapes(model)) is not None:
-        return _from_shapes(model, listed, dtype=dtype)
-    return _from_module(model, _module_on_meta(model), rank=rank, dtype=dtype)
+        return Source(model, listed, None)
+    module = _module_on_meta(model)
+    return Source(model, module, _llama_of(module))
+
+
+def model_of(source: Source, *, rank: int | float | None, dtype: torch.dtype | None) -> PlannedModel:
+    """The weights of a model.
+
+    Args:
+        rank: of low-rank weights.
+        dtype: of the weights; None means float32 for shapes, and its own for a module.
+    """
+    if not isinstance(source.weights, nn.Module):
+        named = [(key, _on_meta(shape, dtype or torch.float32)) for key, shape in source.weights.items()]
+        return PlannedModel(source.name, [{"params": named}], list(source.weights), [], source.llama)
+    groups = lowrank_param_groups(source.weights, rank=rank)
+    frozen = [param for param in source.weights.parameters() if not param.requires_grad]
+    return PlannedModel(
+        source.name,
+        [{**group, "params": list(_all_on_meta(group["params"], dtype))} for group in groups],
+        [key for key, param in source.weights.named_parameters() if param.requires_grad],
+        list(_all_on_meta(frozen, dtype)),
+        source.llama,
+    )
 
 
 def _listed_shapes(text: str) -> dict[str, tuple[int, ...]] | None:
@@ -127,29 +163,6 @@ def _listed_shapes(text: str) -> dict[str, tuple[int, ...]] | None:
         return None
     repeated = [(rows, columns) for rows, columns, count in sizes for _ in range(count)]
     return {f"matrices.{index}.weight": shape for index, shape in enumerate(repeated)}
-
-
-def _from_shapes(
-    name: str,
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    dtype: torch.dtype | None,
-    llama: LlamaShape | None = None,
-) -> PlannedModel:
-    named = [(key, _on_meta(shape, dtype or torch.float32)) for key, shape in shapes.items()]
-    return PlannedModel(name, [{"params": named}], list(shapes), [], llama)
-
-
-def _from_module(name: str, module: nn.Module, *, rank: int | float | None, dtype: torch.dtype | None) -> PlannedModel:
-    groups = lowrank_param_groups(module, rank=rank)
-    frozen = [param for param in module.parameters() if not param.requires_grad]
-    return PlannedModel(
-        name,
-        [{**group, "params": list(_all_on_meta(group["params"], dtype))} for group in groups],
-        [key for key, param in module.named_parameters() if param.requires_grad],
-        list(_all_on_meta(frozen, dtype)),
-        _llama_of(module),
-    )
 
 
 def _all_on_meta(params: Iterable[Tensor], dtype: torch.dtype | None) -> Iterable[Parameter]:

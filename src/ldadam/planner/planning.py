@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from ldadam.backends import explain
 from ldadam.distributed.plan import SHARDINGS, Collective
 from ldadam.optimizer import DEFAULTS, LDAdamW
 from ldadam.planner.activations import activation_bytes
 from ldadam.planner.footprint import Footprint, StateBytes, sort_state
-from ldadam.planner.models import PlannedModel, find_model
+from ldadam.planner.models import Model, PlannedModel, Source, find_source, model_of
 from ldadam.planner.peers import PEERS
 from ldadam.planner.shards import Shard, find_shards, local_part
 from ldadam.planner.step_peak import single_step_peak, step_peak
@@ -99,7 +98,7 @@ class Plan:
 
 
 def plan(
-    model: nn.Module | str | Mapping[str, Sequence[int]],
+    model: Model,
     *,
     rank: int | float | None = DEFAULTS.rank,
     error_dtype: str | torch.dtype | None = DEFAULTS.error_dtype,
@@ -162,7 +161,7 @@ def plan(
         sharding,
         device,
     )
-    return plan_of(find_run(model, settings, dtype=dtype))
+    return plan_of(find_run(find_source(model), settings, dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -175,15 +174,13 @@ class PlannedRun:
     settings: Settings
 
 
-def find_run(
-    model: nn.Module | str | Mapping[str, Sequence[int]], settings: Settings, *, dtype: str | torch.dtype | None
-) -> PlannedRun:
+def find_run(source: Source, settings: Settings, *, dtype: str | torch.dtype | None) -> PlannedRun:
     """What a run with these settings would train; arguments as in `plan`.
 
     Raises:
-        ValueError: an option is out of range, or the model is unknown.
+        ValueError: an option is out of range.
     """
-    found = find_model(model, rank=settings.options["rank"], dtype=_as_dtype(dtype))
+    found = model_of(source, rank=settings.options["rank"], dtype=_as_dtype(dtype))
     ours = LDAdamW(found.groups, **settings.options)
     return PlannedRun(found, ours, find_shards(ours, parts=settings.parts), settings)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
 
 from ldadam.optimizer import DEFAULTS
 from ldadam.planner.footprint import RESERVED_BYTES
-from ldadam.planner.models import LLAMAS
+from ldadam.planner.models import LLAMAS, Model, Source, find_source
 from ldadam.planner.parts import GIB, title
 from ldadam.planner.planning import Plan, PlannedRun, Settings, find_run, footprint_without_peak, plan_of
 from ldadam.training.presets import PRESETS
@@ -65,7 +64,7 @@ class Suggestion:
 
 
 def suggest(
-    model: nn.Module | str | Mapping[str, Sequence[int]],
+    model: Model,
     *,
     budget_gb: float,
     dtype: str | torch.dtype | None = None,
@@ -105,9 +104,10 @@ def suggest(
     if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float)) or not 0 < budget_gb < math.inf:
         raise ValueError(f"budget_gb must be a positive number, the GB of the card; got {budget_gb!r}")
     modes = (False, True) if step_in_backward is None else (step_in_backward,)
+    source = find_source(model)
     candidates = [
         _Candidate(
-            model,
+            source,
             dtype,
             Settings(
                 {"rank": rank, "error_dtype": error_dtype, "error_feedback": True, "backend": DEFAULTS.backend},
@@ -136,13 +136,13 @@ def suggest(
 class _Candidate:
     """Settings, and their plan as soon as someone asks for it."""
 
-    model: nn.Module | str | Mapping[str, Sequence[int]]
+    source: Source
     dtype: str | torch.dtype | None
     settings: Settings
 
     @cached_property
     def run(self) -> PlannedRun:
-        return find_run(self.model, self.settings, dtype=self.dtype)
+        return find_run(self.source, self.settings, dtype=self.dtype)
 
     @cached_property
     def lower_bound(self) -> int:
