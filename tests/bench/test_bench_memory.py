@@ -18,6 +18,7 @@ def memory(*arguments):
     return run(["bench", "memory", "--device", "cpu", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_run_has_the_planned_state_and_no_higher_peak(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "memory.json"

@@ -18,6 +18,7 @@ def tiny_demo(monkeypatch):
     monkeypatch.setitem(PRESETS, "demo", dataclasses.replace(PRESETS["demo"], **changes))
 
 
+@pytest.mark.slow
 def test_the_demo_compares_both_optimizers_on_the_same_batches(tmp_path, tiny_demo, capsys):
     assert ldadam("demo", "--out", tmp_path, "--threads", "1") == 0
     printed = capsys.readouterr().out

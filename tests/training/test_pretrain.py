@@ -109,6 +109,7 @@ def test_initial_weights_do_not_depend_on_the_optimizer(tmp_path, corpus):
     torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_after_kill_9_a_resumed_run_is_bit_identical(tmp_path, corpus):
     assert ldadam(*options(tmp_path / "whole", corpus, **KILLED)) == 0
     process = start(*options(tmp_path / "killed", corpus, **KILLED))

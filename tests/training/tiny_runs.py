@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ldadam.cli import run as run_cli
@@ -104,6 +105,7 @@ def wait_for_lines(process: subprocess.Popen, path: Path, count: int) -> None:
     """Return once `path` has `count` lines; fail if the process ends before."""
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert process.poll() is None, process.communicate()
+        time.sleep(0.01)  # the process needs the core
     assert process.poll() is None
 
 
