@@ -13,7 +13,8 @@ from ldadam import LDAdamW, lowrank_param_groups
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Accelerate keeps one state for a process."""
+    """Accelerate keeps one state for a process, which a Trainer in a test before may have set."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
