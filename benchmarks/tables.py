@@ -1,7 +1,7 @@
 """The tables of studies in the documentation, from their records: `python benchmarks/tables.py` writes them anew.
 
-A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between is
-made here. With `, no times` after the file's name the table has no seconds.
+A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between
+is made here. With `, no times` after the file's name the table has no seconds.
 """
 
 import json
@@ -32,7 +32,8 @@ def _circumstances(record, file):
     seeds = len(record["seeds"])
     spread = f"mean ± standard deviation over {seeds} seeds, the first of which chose the learning rate; " * (seeds > 1)
     return (
-        f"{spread}{trials[0]['steps']} steps, {len(trials)} runs; {record['hardware']['processor']}, threads: {threads}; "
+        f"{spread}{trials[0]['steps']} steps, {len(trials)} runs; "
+        f"{record['hardware']['processor']}, threads: {threads}; "
         f"torch {record['torch']}, transformers {record['transformers']}; commit {commits}; `{file}`."
     )
 

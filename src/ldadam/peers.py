@@ -44,7 +44,7 @@ class Peer:
         takes_rank: whether it projects.
         lr: where to begin to search for a learning rate.
         max_grad_norm: the clipping that its authors train with; 0 is none.
-        install: what to install where its import fails.
+        install: what to install where its import fails; empty where nobody knows.
     """
 
     name: str
@@ -184,7 +184,7 @@ def of_any_class(place: str) -> Peer:
             return optimizer_class(weights.params, lr=lr, rank=rank)
         return optimizer_class(groups_of(weights, rank=rank), lr=lr)
 
-    return Peer(place, build, True, lr=1e-3, max_grad_norm=0.0, install=module.partition(".")[0])
+    return Peer(place, build, True, lr=1e-3, max_grad_norm=0.0, install="")
 
 
 def split(groups: Sequence[dict[str, Any]]) -> Weights:

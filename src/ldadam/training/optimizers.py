@@ -80,7 +80,8 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
         try:
             return peer.build(split(groups), lr=config.lr, rank=config.rank)
         except (ImportError, AttributeError) as error:
-            raise RunError(f"{peer.name} cannot be built ({error}): pip install {peer.install}") from error
+            hint = f": pip install {peer.install}" if peer.install else ""
+            raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
 
     options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
     return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: {"lr": peer.lr}, build)
