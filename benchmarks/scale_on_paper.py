@@ -19,7 +19,7 @@ from ldadam.distributed.plan import Collective
 from ldadam.hyperparameters import resolve
 from ldadam.optimizer import LDAdamW, layout_of
 from ldadam.planner import Plan
-from ldadam.planner.models import find_model
+from ldadam.planner.models import find_source, model_of
 from ldadam.planner.parts import GIB
 
 MODELS = ("7b", "70b", "405b")
@@ -37,7 +37,7 @@ def planned(model: str, **options: object) -> Plan:
 
 def matrices(model: str) -> Iterator[tuple[int, int, int]]:
     """m, n and r of each low-rank matrix, m <= n."""
-    found = find_model(model, rank=RANK, dtype=None)
+    found = model_of(find_source(model), rank=RANK, dtype=None)
     for index, group in enumerate(LDAdamW(found.groups, rank=RANK).param_groups):
         for param in group["params"]:
             layout = layout_of(param, resolve(group, index))

@@ -200,3 +200,13 @@ def test_a_run_goes_through_layouts_and_numbers_of_processes(tmp_path, corpus, o
     layouts = json.loads((run / "run.json").read_text())["layouts"]
     found = [(part["after_step"], part["world_size"], part["parallel"]) for part in layouts]
     assert found == [(0, 1, "none"), *legs]
+
+
+@pytest.mark.slow
+def test_compressed_ranks_clip_alike(tmp_path, corpus):
+    """Factors of their own would part their weights, which are compared after the first step."""
+    for max_norm in (0.0, 0.05):
+        changes = {"parallel": "compressed", "monitor_every": 0, "max_grad_norm": max_norm}
+        exit_code, errors = torchrun(2, *options(tmp_path / str(max_norm), corpus, **changes))
+        assert exit_code == 0, errors
+    assert numbers(tmp_path / "0.05")[-1]["loss"] != numbers(tmp_path / "0.0")[-1]["loss"]

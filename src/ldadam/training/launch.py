@@ -63,11 +63,6 @@ def check_layout(config: PretrainConfig, launch: Launch) -> None:
         )
     if config.parallel == "compressed" and config.optimizer != "ldadamw":
         raise UsageError(f"parallel compressed works by LDAdamW's projections; with {config.optimizer} use ddp")
-    if config.parallel == "compressed" and config.max_grad_norm:
-        raise UsageError(
-            f"max_grad_norm={config.max_grad_norm} needs the norm of the averaged gradient, which parallel compressed "
-            "never forms: leave one of them out"
-        )
     _check_shard_size(config, launch)
 
 

@@ -16,7 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from ldadam import LDAdamW
 from ldadam.training import rank_checkpoints
+from ldadam.training.clipping import ClipCompressed
 from ldadam.training.config import PretrainConfig
 from ldadam.training.layouts import wrap_model
 from ldadam.training.packing import PackedCorpus
@@ -129,6 +131,11 @@ def make_trainer(
 ) -> PretrainTrainer:
     """A trainer that is ready for `train()`."""
     assert config.batch_size
+    args = training_arguments(config, run, device, batch_size=config.batch_size // ranks.size)
+    if config.parallel == "compressed" and config.max_grad_norm:
+        assert isinstance(optimizer, LDAdamW)
+        args.max_grad_norm = 0.0
+        callbacks = [*callbacks, ClipCompressed(optimizer, config.max_grad_norm)]
     return PretrainTrainer(
         recorder=recorder,
         ranks=ranks,
@@ -136,7 +143,7 @@ def make_trainer(
         run=run,
         validation=data.validation,
         model=model,
-        args=training_arguments(config, run, device, batch_size=config.batch_size // ranks.size),
+        args=args,
         train_dataset=share_of_rank(data.train, batch_size=config.batch_size, rank=ranks.rank, size=ranks.size),
         eval_dataset=data.validation,
         data_collator=collate,
