@@ -1,0 +1,61 @@
+"""What each part of the method is worth: the demo's run with one thing changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldadam.comparison.study import Contestant, Study
+
+SEEDS = (0, 1, 2)
+
+# LDAdamW's best on the demo: benchmarks/results/demo_lr_sweep.json.
+LR = 4e-3
+RANK = 32
+
+
+def _changed(name: str, **settings: Any) -> Contestant:
+    return Contestant("ldadamw", (LR,), {"rank": RANK, **settings}, name)
+
+
+def _variant(name: str, kind: str) -> Contestant:
+    return Contestant(f"ldadam.recipes.variants:{kind}", (LR,), {"rank": RANK}, name)
+
+
+def ablations_demo_rank32_cpu() -> list[Study]:
+    """The demo's Llama on Python's own sources, rank 32, two cores: one thing changed, at one learning rate."""
+    contestants = (
+        _changed("LDAdamW"),
+        _changed("error feedback off", error_feedback=False),
+        _variant("error feedback of gradients only", "GradientFeedback"),
+        _variant("error feedback of momentum only", "MomentumFeedback"),
+        _variant("moments not carried over", "WithoutCarrying"),
+        _variant("range finder at the start", "RangeFinderStart"),
+        _changed("SVD at each step", proj_method="svd"),
+        _changed("rho 0", rho=0.0),
+        _changed("rho 0.5", rho=0.5),
+        _changed("rho 0.99", rho=0.99),
+        _changed("rank 8", rank=8),
+        _changed("rank 16", rank=16),
+        _changed("rank 64", rank=64),
+        _changed("subspace moves every 10 steps", update_interval=10),
+        _changed("subspace moves every 100 steps", update_interval=100),
+    )
+    shared = {"preset": "demo", "device": "cpu", "eval_every": 100, "save_every": 600, "monitor_every": 0}
+    return [Study("ablations-demo-rank32-cpu", "one thing changed", "pretrain", shared, contestants, SEEDS)]
+
+
+def residual_demo_rank32_cpu() -> list[Study]:
+    """The same with what the subspace misses added back, scaled as in Fira: with and without error feedback."""
+    rates = (2e-3, 4e-3, 8e-3)
+    contestants = (
+        Contestant("ldadamw", rates, {"rank": RANK}, "LDAdamW"),
+        Contestant("ldadam.recipes.variants:ScaledResidual", rates, {"rank": RANK}, "with the scaled residual"),
+        Contestant(
+            "ldadam.recipes.variants:ScaledResidualWithoutFeedback", rates, {"rank": RANK}, "scaled residual alone"
+        ),
+    )
+    shared = {"preset": "demo", "device": "cpu", "eval_every": 100, "save_every": 600, "monitor_every": 0}
+    return [Study("residual-demo-rank32-cpu", "the scaled residual", "pretrain", shared, contestants, SEEDS)]
+
+
+ALL = (ablations_demo_rank32_cpu, residual_demo_rank32_cpu)
