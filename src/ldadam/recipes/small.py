@@ -62,7 +62,7 @@ def smollm2_gsm_symbolic_rank32_cpu() -> list[Study]:
         "generate_tokens": 0,
         "device": "cpu",
     }
-    rates = (2e-5, 6e-5, 2e-4)
+    rates = (2e-5, 6e-5, 2e-4, 6e-4)
     contestants = (Contestant("ldadamw", rates, {"rank": 32}), Contestant("adamw", rates))
     about = "SmolLM2 on gsm-symbolic"
     return [Study("smollm2-gsm-symbolic-rank32-cpu", about, "finetune", settings, contestants, SEEDS)]
