@@ -73,6 +73,8 @@ BAD_INPUT = {
     "unknown corpus 'nowhere'": {"corpus": "nowhere"},
     "there is no such file or folder": {"corpus": "./nowhere.txt"},
     "is in no name of the 21 trainable parameters": {"target_modules": "nothing_is_called_this"},
+    "rank_overrides must be PATTERN=RANK with commas between, got 'q_proj'": {"rank_overrides": "q_proj"},
+    "the pattern 'nothing' is in no name": {"rank_overrides": "nothing=4"},
     "vocab_size must be at least 257": {"vocab_size": 20},
     "too little text": {"corpus": "EMPTY"},
     "is not text: byte 4 is zero": {"corpus": "BINARY"},

@@ -230,7 +230,15 @@ def test_more_than_one_process_is_refused(monkeypatch, tmp_path, encoder, table,
 
 def test_every_setting_is_explained_and_filled_in():
     open_by_design = {"task", "train", "validation", "pair_column", "prompt_column", "train_examples", "eval_examples"}
-    open_by_design |= {"steps", "eval_every", "save_every", "error_dtype", "target_modules", "threads"}
+    open_by_design |= {
+        "steps",
+        "eval_every",
+        "save_every",
+        "error_dtype",
+        "target_modules",
+        "rank_overrides",
+        "threads",
+    }
     resolved = resolve({"model": "any", "task": "cola"})
     assert {name for name in fields_of(FinetuneConfig) if getattr(resolved, name) is None} == open_by_design - {"task"}
     assert all(field.metadata["help"] for field in fields_of(FinetuneConfig).values())

@@ -37,6 +37,8 @@ def ablations_demo_rank32_cpu() -> list[Study]:
         _changed("rank 8", rank=8),
         _changed("rank 16", rank=16),
         _changed("rank 64", rank=64),
+        # The same bytes: 2 x 16 x (128 + 2 x 128) numbers of q and k are 15 x (128 + 2 x 352) of down, but for 192.
+        _changed("ranks of q and k halved for down", rank_overrides="q_proj|k_proj=16,down_proj=47"),
         _changed("subspace moves every 10 steps", update_interval=10),
         _changed("subspace moves every 100 steps", update_interval=100),
     )

@@ -34,6 +34,7 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "backend",
     "step_in_backward",
     "target_modules",
+    "rank_overrides",
 )
 # Every option that belongs to some optimizer: those that the chosen one lacks are refused.
 ALL_OPTIONS = LDADAMW_OPTIONS
@@ -122,7 +123,11 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     assert config.rank is not None and config.beta1 is not None and config.beta2 is not None
     assert config.backend is not None
     groups = lowrank_param_groups(
-        model, rank=config.rank, target_modules=config.target_modules, weight_decay=config.weight_decay
+        model,
+        rank=config.rank,
+        target_modules=config.target_modules,
+        rank_overrides=_parse_overrides(config.rank_overrides),
+        weight_decay=config.weight_decay,
     )
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
     passed_on += ("update_interval", "skip_nonfinite", "stochastic_rounding")
@@ -136,6 +141,20 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
         backend=config.backend,
         **hyperparameters,
     )
+
+
+def _parse_overrides(text: str | None) -> dict[str, int | float | None]:
+    """The ranks of "PATTERN=RANK,..." by pattern."""
+    found: dict[str, int | float | None] = {}
+    for part in text.split(",") if text else ():
+        pattern, _, value = (piece.strip() for piece in part.rpartition("="))
+        try:
+            found[pattern] = None if value == "none" else float(value) if "." in value else int(value)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise ValueError(f"rank_overrides must be PATTERN=RANK with commas between, got {text!r}")
+    return found
 
 
 def _refuse_rank_above_every_matrix(groups: list[dict[str, Any]], rank: int | float) -> None:

@@ -79,6 +79,10 @@ class RunConfig:
         None, "regex of the weights that get a rank; none: all but embeddings and head", panel="LDAdamW"
     )
 
+    rank_overrides: str | None = option(
+        None, "PATTERN=RANK,...: other ranks, factors such as 0.5, or none for weights by regex", panel="LDAdamW"
+    )
+
     steps: int | None = option(None, "optimizer steps", panel="Training")
     batch_size: int | None = option(None, "sequences per forward pass, of all processes together", panel="Training")
     grad_accum: int | None = option(None, "forward passes per optimizer step", panel="Training")
