@@ -45,6 +45,7 @@ class Peer:
         lr: where to begin to search for a learning rate.
         max_grad_norm: the clipping that its authors train with; 0 is none.
         install: what to install where its import fails; empty where nobody knows.
+        resumes: whether its state is tensors, which a checkpoint can be read for without running code from it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Peer:
     lr: float
     max_grad_norm: float
     install: str
+    resumes: bool = False
 
 
 # Steps from one projection to the next, as GaLore and Fira recommend.
@@ -162,8 +164,8 @@ def _dct_adamw(weights: Weights, *, lr: float, rank: int) -> Optimizer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("adafactor", _adafactor, False, lr=4e-3, max_grad_norm=0.0, install="'torch>=2.5'"),
-        Peer("muon", _muon, False, lr=4e-3, max_grad_norm=0.0, install="'torch>=2.9'"),
+        Peer("adafactor", _adafactor, False, lr=4e-3, max_grad_norm=0.0, install="'torch>=2.5'", resumes=True),
+        Peer("muon", _muon, False, lr=4e-3, max_grad_norm=0.0, install="'torch>=2.9'", resumes=True),
         Peer("adamw8bit", _adamw8bit, False, lr=2e-3, max_grad_norm=1.0, install="torchao"),
         Peer("adamw4bit", _adamw4bit, False, lr=2e-3, max_grad_norm=1.0, install="torchao"),
         Peer("galore", galore, True, lr=1e-2, max_grad_norm=0.0, install="galore-torch"),

@@ -110,3 +110,16 @@ def test_a_peer_that_is_not_installed_is_one_sentence(tmp_path, corpus, capsys, 
     monkeypatch.setitem(sys.modules, "galore_torch", None)
     assert ldadam(*options(tmp_path / "run", corpus, optimizer="galore")) == 1
     assert "galore cannot be built" in (errors := capsys.readouterr().err) and "pip install galore-torch" in errors
+
+
+def test_a_peer_whose_state_is_not_tensors_is_not_resumed(tmp_path, corpus, capsys):
+    given = options(tmp_path / "run", corpus, optimizer="strange_optimizers:Spoiler", steps=4)
+    import sys
+
+    sys.path.insert(0, "tests/bench")
+    try:
+        assert ldadam(*given) == 0
+        assert ldadam("pretrain", "--resume", "--out", tmp_path / "run") == 2
+    finally:
+        sys.path.remove("tests/bench")
+    assert "whose state holds more than tensors" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from ldadam.training import checkpoints, run_folder
 from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.metrics import read_metrics
+from ldadam.training.optimizers import find_optimizer
 
 # Between two looks at how far a run has come.
 POLL_SECONDS = 0.5
@@ -95,12 +96,12 @@ def run_trial(study: Study, trial: Trial, folder: Path, *, processes: int, on_st
 
 
 def _command(study: Study, trial: Trial, folder: Path, processes: int) -> list[str]:
-    """One that resumes where there is a checkpoint; what was begun without one is begun anew."""
+    """One that resumes where there is a checkpoint to read; what was begun without one is begun anew."""
     python = [sys.executable]
     if processes > 1:
         python += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     program = [*python, "-m", "ldadam", study.subcommand, "--out", str(folder)]
-    if checkpoints.checkpoint_steps(folder):
+    if checkpoints.checkpoint_steps(folder) and find_optimizer(trial.contestant.optimizer).resumes:
         return [*program, "--resume"]
     if (folder / run_folder.CONFIG_FILE).exists():
         shutil.rmtree(folder)

@@ -53,6 +53,9 @@ def residual_demo_rank32_cpu() -> list[Study]:
         Contestant("ldadamw", rates, {"rank": RANK}, "LDAdamW"),
         Contestant("ldadam.recipes.variants:ScaledResidual", rates, {"rank": RANK}, "with the scaled residual"),
         Contestant(
+            "ldadam.recipes.variants:ScaledResidualOfGradient", rates, {"rank": RANK}, "scaled residual of the gradient"
+        ),
+        Contestant(
             "ldadam.recipes.variants:ScaledResidualWithoutFeedback", rates, {"rank": RANK}, "scaled residual alone"
         ),
     )

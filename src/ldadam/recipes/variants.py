@@ -83,10 +83,10 @@ class Variant(Optimizer):
             error += lost_momentum
         state["low_rank"] = LowRankState(basis, exp_avg, exp_avg_sq, error)
         direction = adam_direction(exp_avg, exp_avg_sq, step=step, betas=DEFAULTS.betas, eps=DEFAULTS.eps)  # d
-        return basis @ direction + self.residual(lost_grad, low_rank_grad, direction, state)
+        return basis @ direction + self.residual(grad, corrected_grad, basis, direction, state)
 
     def residual(
-        self, lost_grad: Tensor, low_rank_grad: Tensor, direction: Tensor, state: dict[str, Any]
+        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
     ) -> Tensor | float:
         """What moves the weights beside U d: nothing."""
         return 0.0
@@ -137,7 +137,7 @@ class RangeFinderStart(Variant):
 
 
 class ScaledResidual(Variant):
-    """What the subspace misses moves the weights too, scaled column by column as Adam scales what it sees.
+    """What the subspace misses of A moves the weights too, scaled column by column as Adam scales what it sees.
 
     Its norm grows by at most `LIMIT` a step. Error feedback stays as it is. Source of scale and limit: Fira, Chen et
     al., arXiv 2410.01623.
@@ -145,16 +145,33 @@ class ScaledResidual(Variant):
 
     LIMIT = 1.01
 
-    def residual(self, lost_grad: Tensor, low_rank_grad: Tensor, direction: Tensor, state: dict[str, Any]) -> Tensor:
+    def residual(
+        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
+    ) -> Tensor:
         """phi (A - U a), with phi = |d| / |a| of each column."""
-        scale = direction.norm(dim=0) / low_rank_grad.norm(dim=0).clamp_min(1e-30)
-        scaled = scale * lost_grad
-        norm = float(scaled.norm())
+        return self.scaled(corrected_grad, basis, direction, state)
+
+    def scaled(self, matrix: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]) -> Tensor:
+        """What the subspace misses of a matrix, scaled and limited."""
+        seen = basis.mT @ matrix
+        scale = direction.norm(dim=0) / seen.norm(dim=0).clamp_min(torch.finfo(seen.dtype).tiny)
+        missed = scale * (matrix - basis @ seen)
+        norm = float(missed.norm())
         limit = self.LIMIT * state.get("residual_norm", norm)
         if norm > limit:
-            scaled, norm = scaled * (limit / norm), limit
+            missed, norm = missed * (limit / norm), limit
         state["residual_norm"] = norm
-        return scaled
+        return missed
+
+
+class ScaledResidualOfGradient(ScaledResidual):
+    """The same of G alone, so that what E gives back is not scaled with it."""
+
+    def residual(
+        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
+    ) -> Tensor:
+        """phi (G - U U' G), with phi = |d| / |U' G| of each column."""
+        return self.scaled(grad, basis, direction, state)
 
 
 class ScaledResidualWithoutFeedback(ScaledResidual):

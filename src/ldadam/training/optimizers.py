@@ -49,6 +49,7 @@ class OptimizerChoice:
     max_grad_norm: float  # as published; 0 is no clipping
     defaults: Callable[[], dict[str, Any]]
     build: Callable[[nn.Module, RunConfig], Optimizer]
+    resumes: bool = True  # whether a checkpoint can be read without running code from it
 
     def foreign_options(self) -> set[str]:
         """Options of other optimizers."""
@@ -85,7 +86,7 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
             raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
 
     options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
-    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: {"lr": peer.lr}, build)
+    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: {"lr": peer.lr}, build, peer.resumes)
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:

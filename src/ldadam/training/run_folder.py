@@ -16,6 +16,7 @@ from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import UsageError
 from ldadam.training.launch import program
 from ldadam.training.metrics import MetricsFile
+from ldadam.training.optimizers import find_optimizer
 from ldadam.training.run_config import Config, RunConfig, differences, merge, save_config
 
 CONFIG_FILE = "config.yaml"
@@ -38,6 +39,11 @@ def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict
     if (subcommand := _subcommand(run)) != kind.subcommand:
         raise UsageError(f"{run} holds a run of `ldadam {subcommand}`, which resumes it")
     recorded = read_config_file(run / CONFIG_FILE, kind)
+    if not find_optimizer(recorded["optimizer"]).resumes:
+        raise UsageError(
+            f"{run} was trained with {recorded['optimizer']}, whose state holds more than tensors and is not read from "
+            "checkpoints: begin anew, in another --out"
+        )
     if settings.get("parallel") is not None:
         recorded["shard_size"] = None  # belongs to the layout that it was recorded with
     saved = kind(**{**recorded, "out": str(run)})
