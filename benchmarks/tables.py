@@ -26,16 +26,19 @@ def _block(file, *, times):
 
 
 def _circumstances(record, file):
-    trials = record["trials"]
-    commits = ", ".join(sorted({str(trial["commit"]) for trial in trials}))
-    threads = ", ".join(sorted({str(trial["threads"]) for trial in trials}))
-    seeds = len(record["seeds"])
+    trials, seeds = record["trials"], len(record["seeds"])
+    hardware = [trial["hardware"] for trial in trials]
     spread = f"mean ± standard deviation over {seeds} seeds, the first of which chose the learning rate; " * (seeds > 1)
     return (
-        f"{spread}{trials[0]['steps']} steps, {len(trials)} runs; "
-        f"{record['hardware']['processor']}, threads: {threads}; "
-        f"torch {record['torch']}, transformers {record['transformers']}; commit {commits}; `{file}`."
+        f"{spread}{_each(trials, 'steps')} steps, {len(trials)} runs; {_each(hardware, 'processor')}, threads: "
+        f"{_each(hardware, 'threads')}; torch {_each(trials, 'torch')}, transformers {_each(trials, 'transformers')}; "
+        f"commit {_each(trials, 'commit')}; `{file}`."
     )
+
+
+def _each(facts, name):
+    """What the runs say under a name, all of it where they differ."""
+    return ", ".join(sorted({str(one[name]) for one in facts}))
 
 
 def main():

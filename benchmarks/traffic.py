@@ -67,13 +67,15 @@ def run(model: str, subject: Subject) -> dict[str, Any]:
 
 
 def complete() -> None:
-    """Count what the file of results lacks, and write it after each count."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+    """Count what the file of results lacks, and write it after each count; other versions count anew."""
     versions = provenance.versions(("torch", "transformers"))
     facts = {"command": "python benchmarks/traffic.py", "versions": versions, "hardware": provenance.hardware()}
-    for model, subject in list(subjects())[len(found["runs"]) :]:
-        found = {**facts, "runs": [*found["runs"], run(model, subject)]}
-        print(row_of(found["runs"][-1]), flush=True)
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    runs = found["runs"] if found.get("versions") == versions else []
+    for model, subject in list(subjects())[len(runs) :]:
+        runs = [*runs, run(model, subject)]
+        found = {**facts, "runs": runs}
+        print(row_of(runs[-1]), flush=True)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 

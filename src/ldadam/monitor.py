@@ -60,7 +60,8 @@ class SubspaceMonitor:
     def before_step_of(self, parameter: Tensor, index: int) -> None:
         """The same for one parameter of param group `index`; a later call replaces an earlier one."""
         group, state = self.optimizer.param_groups[index], self.optimizer.state.get(parameter)
-        is_low_rank = "rho" in group and group["rank"] is not None  # groups of other optimizers may have a rank too
+        # Groups of other optimizers may have a rank or a rho too.
+        is_low_rank = {"rho", "rank", "proj_method"} <= group.keys() and group["rank"] is not None
         if is_low_rank and parameter.grad is not None and (not state or "basis" in state):
             self._before[parameter] = self._record(parameter, beta1=float(group["betas"][0]))
 

@@ -1,16 +1,22 @@
 """A study: every optimizer on the same work, its learning rate chosen by one seed, its failures told."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
-from tiny_runs import TINY, ldadam, numbers, settings
+from tiny_runs import TINY, ldadam, numbers, settings, wait_for_lines
 
 from ldadam.comparison.arguments import study_from
+from ldadam.comparison.pictures import draw_study
 from ldadam.comparison.results import Results, table_of
-from ldadam.comparison.run_study import run_study
+from ldadam.comparison.run_study import check_study, run_study
 from ldadam.comparison.study import Contestant, Study, Trial, as_options, command_line
 from ldadam.comparison.trials import finished_run
-from ldadam.training.errors import RunError, UsageError
+from ldadam.report import load_run
+from ldadam.training.errors import UsageError
 from ldadam.training.run_config import fields_of
 
 
@@ -20,13 +26,12 @@ def tiny_study(corpus, *contestants, seeds=(0,), **changes):
     return Study("tiny", "tiny runs", "pretrain", shared, contestants, seeds)
 
 
-FAILING = Contestant("strange_optimizers:Failing", (1e-3,), name="failing")
+FAILING = Contestant("strange_optimizers:Failing", (1e-3,), {"rank": 4}, "failing")
 
 
 def outcome(loss, **scores):
-    return {"validation_loss": loss, "scores": scores, "seconds": 1.0, "optimizer_seconds_per_step": 0.1} | {
-        "optimizer_bytes": 8
-    }
+    known = {"seconds": 1.0, "optimizer_seconds_per_step": 0.1, "optimizer_bytes": 8}
+    return {"validation_loss": loss, "scores": scores, **known}
 
 
 def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpus, monkeypatch):
@@ -43,11 +48,24 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     assert json.loads((tmp_path / "study.json").read_text()) == record
     assert f"| {last['val_loss']:.4f} |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
-    # What has ended is not run again, and is not mistaken for a run with other settings.
-    again = tiny_study(corpus, Contestant("adamw", (2e-3,)))
-    assert run_study(again, tmp_path)["trials"][0]["seconds"] == trial["seconds"]
+    # What has ended is not run again, and is not mistaken for a run with other settings, named or left out, or for one
+    # on other data.
+    ADAMW = Contestant("adamw", (2e-3,))
+    with pytest.raises(UsageError, match="holds the study tiny with failing: name its optimizers too"):
+        run_study(tiny_study(corpus, ADAMW), tmp_path)
+    (tmp_path / "study.json").unlink()
+    assert run_study(tiny_study(corpus, ADAMW), tmp_path)["trials"][0]["seconds"] == trial["seconds"]
     with pytest.raises(UsageError, match="holds a run with steps=4, and now it would be 5"):
-        run_study(tiny_study(corpus, Contestant("adamw", (2e-3,)), steps=5), tmp_path)
+        run_study(tiny_study(corpus, ADAMW, steps=5), tmp_path)
+    without = tiny_study(corpus, ADAMW, eval_every=None)
+    with pytest.raises(UsageError, match="holds a run with eval_every=2, and now it would be 50"):
+        run_study(without, tmp_path)
+    results = Results(study)
+    results.add(Trial(ADAMW, 2e-3, 0), load_run(tmp_path / "adamw-lr0.002-seed0"))
+    other = load_run(tmp_path / "adamw-lr0.002-seed0")
+    other.facts["fingerprint"] = "another"
+    with pytest.raises(UsageError, match="saw different data"):
+        results.add(Trial(ADAMW, 4e-3, 0), other)
 
 
 @pytest.mark.slow
@@ -97,10 +115,31 @@ def test_a_table_has_mean_and_deviation_over_seeds():
     assert (name, lr, num_runs, loss) == ("adamw", "0.001", "2", "3.0000 ± 1.4142")
 
 
-def test_every_run_failing_is_an_error(tmp_path, corpus):
-    study = tiny_study(corpus, Contestant("nowhere:Nothing", (1e-3,)))
-    with pytest.raises(RunError, match=r"every run of tiny failed; the first: .*No module named 'nowhere'"):
-        run_study(study, tmp_path)
+def test_a_diverged_seed_is_nan_and_not_the_end(tmp_path):
+    contestant = Contestant("adamw", (1e-3,))
+    results = Results(Study("s", "", "pretrain", {}, (contestant,), (0, 1)))
+    results.outcomes[Trial(contestant, 1e-3, 0)] = outcome(2.0)
+    results.outcomes[Trial(contestant, 1e-3, 1)] = outcome(float("nan"))
+    _, ((*_, num_runs, loss, _, _, _),) = table_of(results.record())
+    assert (num_runs, loss) == ("2", "nan ± nan")
+
+
+def test_a_study_of_which_every_run_diverged_has_a_picture(tmp_path):
+    contestant = Contestant("adamw", (1e-3,))
+    results = Results(Study("s", "", "pretrain", {}, (contestant,)))
+    results.outcomes[Trial(contestant, 1e-3, 0)] = {**outcome(float("inf")), "validation": [[1, 1.0, float("inf")]]}
+    draw_study(results.record(), tmp_path / "study.png")
+    assert (tmp_path / "study.png").exists()
+
+
+def test_what_has_not_run_yet_is_not_said_to_have_failed():
+    contestant = Contestant("adamw", (1e-3, 2e-3, 3e-3))
+    results = Results(Study("s", "", "pretrain", {}, (contestant,)))
+    assert results.record()["contestants"][0]["failed"] == "not run yet"
+    results.outcomes[Trial(contestant, 1e-3, 0)] = outcome(2.0)
+    results.failures[Trial(contestant, 2e-3, 0)] = "killed by SIGKILL"
+    _, ((_, lr, tried, *_),) = table_of(results.record())
+    assert (lr, tried) == ("0.001", "0.001, 0.002 (failed), 0.003 (not run)")
 
 
 def test_settings_become_the_options_that_they_came_from(tmp_path, corpus):
@@ -120,6 +159,8 @@ def test_a_study_from_the_command_line():
     assert ldadamw.lrs == (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2) and len(galore.lrs) == 5
     assert study.settings == {"preset": "demo", "steps": 5, "threads": 1} and study.seeds == (0, 1)
     assert study.num_runs == 12
+    study = study_from("pretrain:demo", "ldadamw,adamw", lrs=None, num_seeds=1, settings=["rank=16"], threads=None)
+    assert [dict(contestant.settings) for contestant in study.contestants] == [{"rank": 16}, {}]
     study = study_from("finetune:trec:minilm", "adamw", lrs="1e-4/2e-4", num_seeds=1, settings=[], threads=None)
     assert study.contestants[0].lrs == (1e-4, 2e-4) and study.settings["model"] == "minilm"
 
@@ -133,6 +174,12 @@ def test_a_study_from_the_command_line():
         ({"optimizers": "adamw,adamw"}, "compares adamw twice"),
         ({"optimizers": ","}, "--optimizers is empty"),
         ({"lrs": "muon=1e-3"}, "--lrs names muon, which is not among the optimizers adamw"),
+        ({"lrs": "1e-3,2e-3"}, "--lrs has rates for adamw twice, in 1e-3,2e-3: slashes go between rates"),
+        ({"lrs": "adamw=1e-3,2e-3"}, "--lrs has rates for adamw twice"),
+        ({"settings": ["preset=60m"]}, "--set takes NAME=VALUE with a setting that all runs share, got preset=60m"),
+        ({"task": "pretrain:nope", "lrs": "1e-3"}, "unknown preset 'nope'"),
+        ({"optimizers": "ldadamw:eager", "lrs": "1e-3"}, "unknown optimizer 'ldadamw:eager'"),
+        ({"task": "finetune:trec:minilm", "optimizers": "galore"}, "lr is missing: no learning rate of galore"),
         ({"lrs": "fast"}, "--lrs takes numbers with slashes between"),
         ({"lrs": "1e-3/0"}, "--lrs takes different numbers above 0"),
         ({"settings": ["lr=1"]}, "--set takes NAME=VALUE with a setting that all runs share, got lr=1"),
@@ -148,7 +195,8 @@ def test_what_cannot_be_compared(changes, message):
 
 def test_compare_prints_its_runs_without_making_any(tmp_path, capsys):
     out = tmp_path / "none"
-    assert ldadam("compare", "--optimizers", "adamw", "--lrs", "1e-3/2e-3", "--out", out, "--dry-run") == 0
+    rates = ("--lrs", "1e-3/2e-3", "--seeds", 1)
+    assert ldadam("compare", "--optimizers", "adamw", *rates, "--out", out, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("ldadam pretrain --preset demo --optimizer adamw --lr 0.001")
     assert not out.exists()
@@ -170,6 +218,10 @@ def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):
                 found = resolve[study.subcommand](study.settings_of(trial))
                 assert found.lr == trial.lr
                 assert set(study.settings_of(trial)) <= set(fields_of(KINDS[study.subcommand]))
+            parallel = study.settings.get("parallel", "none")
+            check_study(study, processes=1 if parallel == "none" else 8)
+            with pytest.raises(UsageError, match="--processes"):
+                check_study(study, processes=8 if parallel == "none" else 1)
 
 
 def test_an_unknown_recipe_has_a_hint(capsys):
@@ -177,4 +229,46 @@ def test_an_unknown_recipe_has_a_hint(capsys):
     assert "did you mean minilm-trec-rank8-cpu?" in capsys.readouterr().err
     assert ldadam("run", "minilm-trec-rank8-cpu", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and "runs/minilm-trec-rank8-cpu/ldadamw-lr0.0001-seed0" in lines[0]
+    assert (
+        len(lines) == 7
+        and lines[-1].startswith("# then")
+        and "runs/minilm-trec-rank8-cpu/ldadamw-lr0.0001-seed0" in lines[0]
+    )
+
+
+def test_rates_of_any_number_of_digits_survive_the_command_line(tmp_path, corpus):
+    contestant = Contestant("adamw", (1.23456789e-3,))
+    study = tiny_study(corpus, contestant, steps=1, eval_every=1)
+    record = run_study(study, tmp_path)
+    assert record["contestants"][0]["lr"] == 1.23456789e-3 and not record["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_study_that_is_stopped_stops_its_run_and_goes_on_to_the_same_numbers(tmp_path, corpus, number):
+    settings = {"steps": 60, "eval_every": 30, "save_every": 60}
+    study = tiny_study(corpus, Contestant("ldadamw", (2e-3,), {"rank": 4}), **settings)
+    whole = run_study(study, tmp_path / "whole")
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path\nfrom ldadam.comparison.run_study import run_study\n"
+        "from ldadam.comparison.study import Contestant, Study\n"
+        f"study = Study('tiny', 'tiny runs', 'pretrain', {dict(study.settings)!r}, "
+        "(Contestant('ldadamw', (2e-3,), {'rank': 4}),))\n"
+        f"run_study(study, Path({str(tmp_path / 'parts')!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    run = tmp_path / "parts/ldadamw-lr0.002-seed0"
+    wait_for_lines(process, run / "metrics.jsonl", 5)
+    with pytest.raises(UsageError, match="is in use"):
+        run_study(study, tmp_path / "parts")
+    # Ctrl-C reaches all processes of the terminal, SIGTERM the one that it is sent to.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, errors = process.communicate()
+    assert "the same command goes on" in errors, errors
+    assert len(numbers(run)) < 60 and list(run.glob("checkpoint-*"))
+    record = run_study(study, tmp_path / "parts")
+    assert record["trials"][0]["validation_loss"] == whole["trials"][0]["validation_loss"]
+    assert numbers(run) == numbers(tmp_path / "whole/ldadamw-lr0.002-seed0")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ldadam.cli.app import Debug, Threads, app, show_warnings_as_sentences
+from ldadam.training.errors import RunError
 
 if TYPE_CHECKING:
     from ldadam.comparison.study import Study
@@ -41,7 +42,10 @@ def compare(
             "--set", help="A setting of all runs, such as steps=1000; may be given often.", metavar="NAME=VALUE"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and of the results.")] = Path("runs/compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs and of the results. Default: runs/compare-TASK.", show_default=False),
+    ] = None,
     threads: Threads = None,
     processes: Processes = 1,
     dry_run: DryRun = False,
@@ -49,12 +53,12 @@ def compare(
 ) -> None:
     """Train optimizers on the same work, each at its best learning rate: quality against steps, seconds and bytes.
 
-    Stopped, the same command goes on. A run that fails is shown as failed.
+    Stopped, the same command goes on. A run that fails is shown as failed, and the exit code is then 1.
     """
-    from ldadam.comparison.arguments import study_from
+    from ldadam.comparison.arguments import study_from, task_name
 
     study = study_from(task, optimizers, lrs=lrs, num_seeds=seeds, settings=settings or [], threads=threads)
-    _make([study], out, processes=processes, dry_run=dry_run)
+    _make([study], out or Path("runs") / f"compare-{task_name(task)}", processes=processes, dry_run=dry_run)
 
 
 @app.command()
@@ -90,15 +94,30 @@ def run_recipe(
 
 def _make(studies: list[Study], out: Path, *, processes: int, dry_run: bool) -> None:
     """Make the studies, in folders of their own where they are several."""
-    from ldadam.comparison.run_study import run_study, show
-    from ldadam.comparison.study import command_line
+    from ldadam.comparison.run_study import check_study, run_study
+    from ldadam.comparison.shown import show_record
 
     show_warnings_as_sentences()
+    num_failed = 0
     for study in studies:
         folder = out if len(studies) == 1 else out / study.name
         if dry_run:
-            for trial in study.sweep():
-                print(command_line(study, trial, out=str(folder / trial.name), processes=processes))
+            check_study(study, processes=processes)
+            _print_commands(study, folder, processes=processes)
             continue
-        show(run_study(study, folder, processes=processes))
+        record = run_study(study, folder, processes=processes)
+        num_failed += len(record["failed"])
+        show_record(record)
         print(f"Results: {folder / 'study.json'}\nTable:   {folder / 'study.md'}\nPicture: {folder / 'study.png'}")
+    if num_failed:
+        raise RunError(f"{num_failed} runs failed, as shown above: the same command tries them again")
+
+
+def _print_commands(study: Study, folder: Path, *, processes: int) -> None:
+    from ldadam.comparison.study import command_line
+
+    for trial in study.sweep():
+        print(command_line(study, trial, out=str(folder / trial.name), processes=processes))
+    if len(study.seeds) > 1:
+        seeds = ", ".join(map(str, study.seeds[1:]))
+        print(f"# then, of each optimizer, the best of these with the seeds {seeds}")

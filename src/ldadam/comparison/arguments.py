@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from ldadam.comparison.study import KINDS, Contestant, Study
+from ldadam.comparison.study import KINDS, RESOLVE, Contestant, Study
 from ldadam.training.config_file import parse_value
 from ldadam.training.errors import UsageError
+from ldadam.training.optimizers import ALL_OPTIONS, find_optimizer
 from ldadam.training.run_config import RunConfig, fields_of
 
 # Five trials each: around an optimizer's own learning rate, a factor of two apart.
 AROUND = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+# Settings that the study decides, or that have an option of their own.
+_NOT_SHARED = ("optimizer", "lr", "seed", "out", "report", "threads", "preset", "task", "model")
 
 
 def study_from(
@@ -29,13 +34,26 @@ def study_from(
         UsageError: a name is unknown, or a number is none.
     """
     subcommand, work = _work(task)
-    shared = {**work, **_settings(KINDS[subcommand], settings), "threads": threads}
+    given = _settings(KINDS[subcommand], settings)
+    shared = {**work, **{name: value for name, value in given.items() if name not in ALL_OPTIONS}, "threads": threads}
     names = [name for name in optimizers.replace(" ", "").split(",") if name]
     if not names:
         raise UsageError("--optimizers is empty: name one, such as ldadamw")
     rates = _rates(lrs, names)
-    contestants = tuple(Contestant(name, rates.get(name) or _around(subcommand, shared, name)) for name in names)
-    return Study(task.replace(":", "-"), task, subcommand, shared, contestants, tuple(range(num_seeds)))
+    contestants = []
+    for name in names:
+        foreign = find_optimizer(name).foreign_options()
+        own = {key: value for key, value in given.items() if key in ALL_OPTIONS and key not in foreign}
+        contestants.append(Contestant(name, rates.get(name) or _around(subcommand, {**shared, **own}, name), own))
+    study = Study(task_name(task), task, subcommand, shared, tuple(contestants), tuple(range(num_seeds)))
+    for trial in study.sweep():
+        study.config_of(trial)
+    return study
+
+
+def task_name(task: str) -> str:
+    """A task as part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", task)
 
 
 def _work(task: str) -> tuple[str, dict[str, Any]]:
@@ -53,7 +71,7 @@ def _settings(kind: type[RunConfig], given: Sequence[str]) -> dict[str, Any]:
     for each in given:
         name, equals, value = each.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or name not in fields_of(kind) or name in ("optimizer", "lr", "seed", "out", "report"):
+        if not equals or name not in fields_of(kind) or name in _NOT_SHARED:
             raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}")
         text = value.strip()
         known = {"true": True, "false": False}
@@ -68,9 +86,12 @@ def _rates(text: str | None, names: Sequence[str]) -> dict[str, tuple[float, ...
     found = {}
     for part in text.split(","):
         name, equals, numbers = part.rpartition("=")
-        if equals and name.strip() not in names:
-            raise UsageError(f"--lrs names {name.strip()}, which is not among the optimizers {', '.join(names)}")
-        for each in [name.strip()] if equals else names:
+        name = name.strip()
+        if equals and name not in names:
+            raise UsageError(f"--lrs names {name}, which is not among the optimizers {', '.join(names)}")
+        for each in [name] if equals else names:
+            if each in found:
+                raise UsageError(f"--lrs has rates for {each} twice, in {text}: slashes go between rates")
             found[each] = _numbers(numbers)
     return found
 
@@ -87,10 +108,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _around(subcommand: str, settings: dict[str, Any], name: str) -> tuple[float, ...]:
     """Around the learning rate that a run would take by itself."""
-    from ldadam.finetune.config import resolve as resolve_finetune
-    from ldadam.training.config import resolve as resolve_pretrain
-
-    resolve = resolve_pretrain if subcommand == "pretrain" else resolve_finetune
-    own = resolve({**{key: value for key, value in settings.items() if value is not None}, "optimizer": name}).lr
-    assert own is not None
-    return tuple(float(f"{factor * own:.4g}") for factor in AROUND)
+    own = RESOLVE[subcommand](
+        {**{key: value for key, value in settings.items() if value is not None}, "optimizer": name}
+    )
+    assert own.lr is not None
+    return tuple(float(f"{factor * own.lr:.4g}") for factor in AROUND)

@@ -32,7 +32,8 @@ def draw_study(record: dict[str, Any], path: Path) -> None:
         by_bytes.set_xscale("log")
         by_bytes.set_ylabel("last validation loss, mean and range")
         by_bytes.set_title("Loss and memory: lower left is better")
-        by_step.legend()
+        if by_step.lines:
+            by_step.legend()
         figure.savefig(path, dpi=110)
 
 
@@ -59,9 +60,9 @@ def _draw_end(ax: Axes, row: dict[str, Any], index: int) -> None:
 def _finish(ax: Axes, record: dict[str, Any], label: str) -> None:
     """Cut off what the first evaluations, and diverged runs, are above."""
     last = [row["validation_loss"][0] for row in record["contestants"] if "failed" not in row]
-    low, high = min(last), max(last)
-    margin = max(high - low, 0.05 * abs(low))
-    if math.isfinite(margin):
+    if last := [loss for loss in last if math.isfinite(loss)]:
+        low, high = min(last), max(last)
+        margin = max(high - low, 0.05 * abs(low))
         ax.set_ylim(low - 0.3 * margin, high + 2 * margin)
     ax.set_xlabel(label)
     ax.set_ylabel("validation loss")

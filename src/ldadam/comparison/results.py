@@ -13,9 +13,10 @@ from typing import Any
 from ldadam import provenance
 from ldadam.comparison.study import Contestant, Study, Trial, command_line
 from ldadam.report import RunData
-from ldadam.training import run_folder
+from ldadam.training.errors import UsageError
 
-PEER_PACKAGES = ("galore-torch", "apollo-torch", "pytorch_optimizer", "torchao")
+_NUMBERS = ("validation_loss", "seconds", "optimizer_seconds_per_step", "optimizer_bytes")
+_MADE_BY = ("python", "torch", "transformers", "commit")
 
 
 @dataclass
@@ -24,24 +25,40 @@ class Results:
 
     Attributes:
         study: what they are part of.
+        processes: of each run.
         outcomes: of each run, what the record keeps of it.
         failures: of each run that ended with an error, the error.
     """
 
     study: Study
+    processes: int = 1
     outcomes: dict[Trial, dict[str, Any]] = field(default_factory=dict)
     failures: dict[Trial, str] = field(default_factory=dict)
 
     def add(self, trial: Trial, run: RunData) -> None:
-        """A run has come to its end."""
-        self.outcomes[trial] = outcome_of(run)
+        """A run has come to its end.
+
+        Raises:
+            UsageError: it saw other data than those before it.
+        """
+        outcome = outcome_of(run)
+        for other, known in self.outcomes.items():
+            if other.seed == trial.seed and known["fingerprint"] != outcome["fingerprint"]:
+                raise UsageError(
+                    f"{other.name} and {trial.name} saw different data, which has changed between them: delete the "
+                    "older folder, or choose another --out"
+                )
+        self.outcomes[trial] = outcome
+
+    def swept(self, contestant: Contestant) -> dict[float, Trial]:
+        """The runs that choose the learning rate, by it."""
+        return {lr: Trial(contestant, lr, self.study.seeds[0]) for lr in contestant.lrs}
 
     def best_lr(self, contestant: Contestant) -> float | None:
         """The learning rate with the best outcome of the sweep; None if all failed or diverged."""
-        seed = self.study.seeds[0]
-        tried = [Trial(contestant, lr, seed) for lr in contestant.lrs]
-        ended = [trial for trial in tried if trial in self.outcomes and _diverged(self.outcomes[trial]) is False]
-        return max(ended, key=lambda trial: goodness(self.outcomes[trial])).lr if ended else None
+        ended = {lr: self.outcomes[trial] for lr, trial in self.swept(contestant).items() if trial in self.outcomes}
+        good = {lr: goodness(outcome) for lr, outcome in ended.items() if not _diverged(outcome)}
+        return max(good, key=lambda lr: good[lr]) if good else None
 
     def of_best(self, contestant: Contestant) -> list[dict[str, Any]]:
         """The outcomes of all seeds at the best learning rate."""
@@ -56,43 +73,47 @@ class Results:
             "study": study.name,
             "about": study.about,
             "command": provenance.command(),
-            **run_folder.versions(),
-            **provenance.versions(PEER_PACKAGES),
-            "hardware": provenance.hardware(),
             "subcommand": study.subcommand,
             "settings": dict(study.settings),
             "seeds": list(study.seeds),
             "contestants": [self._summary(contestant) for contestant in study.contestants],
-            "trials": [{**_about(study, trial), **self.outcomes[trial]} for trial in self.outcomes],
-            "failed": [{**_about(study, trial), "reason": reason} for trial, reason in self.failures.items()],
+            "trials": [{**self._about(trial), **outcome} for trial, outcome in self.outcomes.items()],
+            "failed": [{**self._about(trial), "reason": reason} for trial, reason in self.failures.items()],
         }
 
     def _summary(self, contestant: Contestant) -> dict[str, Any]:
         """Its best learning rate, and the mean and the standard deviation of each number over the seeds."""
         found = self.of_best(contestant)
         best = {"lr": self.best_lr(contestant), "num_runs": len(found)}
+        scores = list(found[0]["scores"]) if found else []
         return {
             "name": contestant.title,
             "optimizer": contestant.optimizer,
             "settings": dict(contestant.settings),
-            "lrs": list(contestant.lrs),
+            "lrs": {str(lr): self._how_it_ended(trial) for lr, trial in self.swept(contestant).items()},
             **(best if found else {"failed": self._why(contestant)}),
-            **{name: _mean_and_deviation(found, name) for name in _NUMBERS if found},
-            "scores": {
-                name: _mean_and_deviation(found, name, of="scores") for name in (found[0]["scores"] if found else ())
-            },
+            **{name: _mean_and_deviation([one[name] for one in found]) for name in _NUMBERS if found},
+            "scores": {name: _mean_and_deviation([one["scores"][name] for one in found]) for name in scores},
         }
 
+    def _how_it_ended(self, trial: Trial) -> str:
+        if trial in self.outcomes:
+            return "diverged" if _diverged(self.outcomes[trial]) else "ended"
+        return "failed" if trial in self.failures else "not run"
+
     def _why(self, contestant: Contestant) -> str:
-        reasons = [reason for trial, reason in self.failures.items() if trial.contestant == contestant]
-        return reasons[0] if reasons else "every run diverged"
+        trials = self.swept(contestant).values()
+        reasons = [self.failures[trial] for trial in trials if trial in self.failures]
+        reasons += ["every run diverged" for trial in trials if trial in self.outcomes]
+        return reasons[0] if reasons else "not run yet"
 
-
-_NUMBERS = ("validation_loss", "seconds", "optimizer_seconds_per_step", "optimizer_bytes")
+    def _about(self, trial: Trial) -> dict[str, Any]:
+        command = command_line(self.study, trial, out=trial.name, processes=self.processes)
+        return {"contestant": trial.contestant.title, "lr": trial.lr, "seed": trial.seed, "command": command}
 
 
 def outcome_of(run: RunData) -> dict[str, Any]:
-    """What the record keeps of a run: its last numbers, and the validation losses on the way."""
+    """What the record keeps of a run: its last numbers, the validation losses on the way, and what made it."""
     summary = run.summary()
     evaluations = [record for record in run.metrics if "val_loss" in record]
     return {
@@ -103,10 +124,10 @@ def outcome_of(run: RunData) -> dict[str, Any]:
         "seconds": summary["seconds"],
         "optimizer_seconds_per_step": summary["optimizer_seconds"] / summary["steps"],
         "optimizer_bytes": summary["optimizer_bytes"],
-        "commit": run.facts["commit"],
-        "threads": run.facts["hardware"]["threads"],
-        "fingerprint": run.facts["fingerprint"],
         "validation": [[record["step"], record["seconds"], record["val_loss"]] for record in evaluations],
+        "fingerprint": run.facts["fingerprint"],
+        **{name: run.facts[name] for name in _MADE_BY},
+        "hardware": run.facts["hardware"],
     }
 
 
@@ -120,13 +141,10 @@ def _diverged(outcome: dict[str, Any]) -> bool:
     return outcome["validation_loss"] is None or not math.isfinite(outcome["validation_loss"])
 
 
-def _about(study: Study, trial: Trial) -> dict[str, Any]:
-    command = command_line(study, trial, out=trial.name)
-    return {"contestant": trial.contestant.title, "lr": trial.lr, "seed": trial.seed, "command": command}
-
-
-def _mean_and_deviation(found: Sequence[dict[str, Any]], name: str, *, of: str | None = None) -> list[float | None]:
-    values = [(one[of] if of else one)[name] for one in found]
+def _mean_and_deviation(values: Sequence[float]) -> list[float | None]:
+    """The standard deviation of one run is None; where a run diverged, both are NaN."""
+    if not all(math.isfinite(value) for value in values):
+        return [math.nan, math.nan]
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
@@ -151,22 +169,22 @@ def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], 
 
 
 def _cells(row: dict[str, Any], scores: Sequence[str]) -> list[str]:
-    tried = " ".join(f"{lr:g}" for lr in row["lrs"])
+    tried = ", ".join(lr if how == "ended" else f"{lr} ({how})" for lr, how in row["lrs"].items())
     if "failed" in row:
-        return [row["name"], "failed", tried, "0", *[""] * (len(scores) + 4)]
+        return [row["name"], "none", tried, "0", *[""] * (len(scores) + 4)]
     return [
         row["name"],
-        f"{row['lr']:g}",
+        str(row["lr"]),
         tried,
         str(row["num_runs"]),
-        _with_spread(row["validation_loss"], digits=4),
-        *(_with_spread(row["scores"][name], digits=4) if name in row["scores"] else "" for name in scores),
+        _with_spread(row["validation_loss"]),
+        *(_with_spread(row["scores"][name]) if name in row["scores"] else "" for name in scores),
         f"{row['optimizer_bytes'][0] / 2**20:.1f}",
         f"{1e3 * row['optimizer_seconds_per_step'][0]:.1f}",
         f"{row['seconds'][0]:.0f}",
     ]
 
 
-def _with_spread(mean_and_deviation: Sequence[float | None], *, digits: int) -> str:
+def _with_spread(mean_and_deviation: Sequence[float | None]) -> str:
     mean, deviation = mean_and_deviation
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+    return f"{mean:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")

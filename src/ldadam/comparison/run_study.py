@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import fcntl
+import json
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
-
 from ldadam.comparison.pictures import draw_study
-from ldadam.comparison.results import Results, goodness, table_of, write_record
+from ldadam.comparison.results import Results, table_of, write_record
+from ldadam.comparison.shown import Shown
 from ldadam.comparison.study import Study, Trial
-from ldadam.comparison.trials import TrialFailed, run_trial
+from ldadam.comparison.trials import Terminated, TrialFailed, finished_run, run_trial
 from ldadam.report.page import markdown_table
-from ldadam.training.errors import Interrupted, RunError, UsageError
+from ldadam.training.errors import Interrupted, UsageError
+
+RECORD = "study.json"
 
 
 def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
@@ -34,91 +38,107 @@ def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
         The record that `study.json` holds.
 
     Raises:
-        UsageError: `out` holds runs with other settings.
-        RunError: every run failed.
-        Interrupted: by Ctrl-C, after the present run has saved.
+        UsageError: a run cannot begin as it is described, or `out` holds other runs, or is in use.
+        Interrupted: by Ctrl-C or SIGTERM, after the present run has saved.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out must be a folder, and {out} is a file")
+    check_study(study, processes=processes)
+    _refuse_other_study(study, out)
     out.mkdir(parents=True, exist_ok=True)
-    results = Results(study)
-    with _Shown(study) as shown:
+    results = Results(study, processes)
+    with _locked(out) as lock, _sigterm_as_interrupt(), Shown(study) as shown:
+        finished = {trial: finished_run(study, trial, out / trial.name) for trial in study.sweep()}
+        for trial, run in finished.items():
+            if run is not None:
+                results.add(trial, run)
         try:
-            _run_all(study.sweep(), results, out, processes, shown)
+            _run_all(study.sweep(), results, out, lock, shown)
             for contestant in study.contestants:
                 if (lr := results.best_lr(contestant)) is not None:
-                    _run_all(study.repeats(contestant, lr), results, out, processes, shown)
-        except Interrupted as stop:
+                    _run_all(study.repeats(contestant, lr), results, out, lock, shown)
+        except (Interrupted, KeyboardInterrupt) as stop:
             raise Interrupted(f"stopped: the same command goes on with the runs in {out}") from stop
-    record = results.record()
-    if not results.outcomes:
-        raise RunError(f"every run of {study.name} failed; the first: {next(iter(results.failures.values()))}")
-    draw_study(record, out / "study.png")
-    return record
+    return _write(results, out)
 
 
-def _run_all(trials: Sequence[Trial], results: Results, out: Path, processes: int, shown: _Shown) -> None:
+def check_study(study: Study, *, processes: int) -> None:
+    """Refuse a study of which a run could not begin.
+
+    Raises:
+        UsageError: with what to change.
+    """
+    for trial in study.sweep():
+        study.config_of(trial)
+    parallel = study.settings.get("parallel") or "none"
+    if parallel == "none" and processes > 1:
+        raise UsageError(f"{study.name} runs in one process, and --processes is {processes}: leave it out")
+    if parallel != "none" and processes == 1:
+        raise UsageError(f"{study.name} has parallel={parallel}: say --processes N, the number of devices")
+
+
+def _refuse_other_study(study: Study, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out must be a folder, and {out} is a file")
+    if (out / RECORD).exists():
+        recorded = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        ours = {contestant.title for contestant in study.contestants}
+        others = [row["name"] for row in recorded["contestants"] if row["name"] not in ours]
+        if recorded["study"] != study.name or others:
+            what = f"{recorded['study']} with {', '.join(others)}" if others else recorded["study"]
+            raise UsageError(f"{out} holds the study {what}: name its optimizers too, or choose another --out")
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[int]:
+    """A file that is locked as long as this process, or a run that it has started, is alive."""
+    with (out / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"{out} is in use: another study, or a run that one has left behind, works there"
+            ) from error
+        yield stream.fileno()
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """So that the present run is stopped, too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, shown: Shown) -> None:
+    study, processes = results.study, results.processes
     for trial in trials:
         shown.begin(trial)
+        folder = out / trial.name
         try:
-            run = run_trial(results.study, trial, out / trial.name, processes=processes, on_step=shown.step)
+            run = finished_run(study, trial, folder) or run_trial(
+                study, trial, folder, processes=processes, lock=lock, on_step=shown.step
+            )
         except TrialFailed as failure:
             results.failures[trial] = str(failure)
             shown.failed(trial, str(failure))
         else:
             results.add(trial, run)
             shown.ended(trial, results.outcomes[trial])
-        record = results.record()
-        write_record(record, out / "study.json")
-        (out / "study.md").write_text(markdown_table(*table_of(record)), encoding="utf-8")
+        _write(results, out)
 
 
-class _Shown:
-    """A bar of runs on a terminal, and a line for each run that has ended."""
-
-    def __init__(self, study: Study) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=study.num_runs)
-        self._name = ""
-
-    def __enter__(self) -> _Shown:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def begin(self, trial: Trial) -> None:
-        self._name = trial.name
-        self._bar.update(self._task, description=trial.name)
-
-    def step(self, step: int) -> None:
-        self._bar.update(self._task, description=f"{self._name}, step {step}")
-
-    def ended(self, trial: Trial, outcome: dict[str, Any]) -> None:
-        scores = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in outcome["scores"].items())
-        self._line(f"{trial.name}: validation loss {-goodness(outcome)[1]:.4f}{scores}, {outcome['seconds']:.0f} s")
-
-    def failed(self, trial: Trial, reason: str) -> None:
-        self._line(f"{trial.name} failed: {reason}")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
-        self._bar.advance(self._task)
-
-
-def show(record: dict[str, Any]) -> None:
-    """Print the table of a record, and why runs failed."""
-    console = Console(soft_wrap=True)
-    headings, rows = table_of(record)
-    table = Table(title=record["about"], box=box.SIMPLE, padding=(0, 1))
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    for row in record["contestants"]:
-        if "failed" in row:
-            console.print(f"{row['name']}: {row['failed']}", highlight=False, markup=False)
+def _write(results: Results, out: Path) -> dict[str, Any]:
+    """The record, its table and its picture."""
+    record = results.record()
+    write_record(record, out / RECORD)
+    (out / "study.md").write_text(markdown_table(*table_of(record)), encoding="utf-8")
+    draw_study(record, out / "study.png")
+    return record

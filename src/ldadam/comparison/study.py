@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldadam.finetune.config import FinetuneConfig
-from ldadam.training.config import PretrainConfig
+from ldadam.finetune import config as finetune_config
+from ldadam.training import config as pretrain_config
 from ldadam.training.errors import UsageError
 from ldadam.training.run_config import RunConfig
 
-KINDS: dict[str, type[RunConfig]] = {kind.subcommand: kind for kind in (PretrainConfig, FinetuneConfig)}
+KINDS: dict[str, type[RunConfig]] = {
+    kind.subcommand: kind for kind in (pretrain_config.PretrainConfig, finetune_config.FinetuneConfig)
+}
+RESOLVE = {"pretrain": pretrain_config.resolve, "finetune": finetune_config.resolve}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Of the run's folder."""
-        return f"{self.contestant.title.replace(':', '-')}-lr{self.lr:g}-seed{self.seed}"
+        return f"{self.contestant.title.replace(':', '-')}-lr{self.lr}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,16 @@ class Study:
     def settings_of(self, trial: Trial) -> dict[str, Any]:
         """What the run is told, but for its folder."""
         own = {"optimizer": trial.contestant.optimizer, **trial.contestant.settings}
-        return {**self.settings, **own, "lr": trial.lr, "seed": trial.seed, "report": False}
+        given = {**self.settings, **own, "lr": trial.lr, "seed": trial.seed, "report": False}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def config_of(self, trial: Trial) -> RunConfig:
+        """The run's whole configuration.
+
+        Raises:
+            UsageError: a setting is unknown or out of range, or has no effect on the optimizer.
+        """
+        return RESOLVE[self.subcommand](self.settings_of(trial))
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
@@ -105,7 +117,7 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             options.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            options += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
+            options += [f"--{option}", str(value)]
     return options
 
 

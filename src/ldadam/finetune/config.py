@@ -102,11 +102,13 @@ def resolve(settings: dict[str, Any]) -> FinetuneConfig:
         **{"grad_accum": 1, "log_every": 1, "monitor_every": 50},
         **choice.defaults(),
         **defaults,
-        "lr": LEARNING_RATES[goal].get(config.optimizer, choice.defaults()["lr"]),
+        "lr": LEARNING_RATES[goal].get(config.optimizer),
     }
     if config.steps is None:
         open_values["epochs"] = EPOCHS
     config = fill(config, open_values)
+    if config.lr is None:
+        raise UsageError(f"lr is missing: no learning rate of {config.optimizer} for fine-tuning is known, give --lr")
     check_ranges(config)
     return config
 

@@ -68,7 +68,7 @@ def find_optimizer(name: str) -> OptimizerChoice:
         return OPTIMIZERS[name]
     if name in PEERS:
         return _choice_of(PEERS[name])
-    if ":" in name:
+    if ":" in name and name.partition(":")[0] not in (*OPTIMIZERS, *PEERS):
         return _choice_of(of_any_class(name))
     raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join((*OPTIMIZERS, *PEERS))}, or module:Class")
 
@@ -79,6 +79,10 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
 
     def build(model: nn.Module, config: RunConfig) -> Optimizer:
         groups = lowrank_param_groups(model, rank=config.rank or 1, target_modules=config.target_modules)
+        if peer.takes_rank:
+            if not isinstance(config.rank, int):
+                raise ValueError(f"rank must be a whole number, got {config.rank}")
+            _refuse_rank_above_every_matrix(groups, config.rank)
         try:
             return peer.build(split(groups), lr=config.lr, rank=config.rank)
         except (ImportError, AttributeError) as error:
