@@ -74,6 +74,13 @@ def test_what_a_page_names_exists(page):
         assert (ROOT / file).exists(), file
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=[str(path.relative_to(ROOT)) for path in PAGES[1:]])
+def test_lines_of_code_fit_the_page(page):
+    """What docs/site.css has room for on a screen of 1280 pixels; the rest of a line would be cut."""
+    parts = re.split(r"^```.*$", page.read_text(), flags=re.MULTILINE)
+    assert not [line for code in parts[1::2] for line in code.splitlines() if len(line) > 96]
+
+
 SOURCE = ROOT / "src"
 WITH_EXAMPLES = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)

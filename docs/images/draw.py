@@ -25,6 +25,7 @@ LAYER_TITLES = [
     "the optimizer",
     "around it",
     "measurement",
+    "what watches it",
     "what people run",
 ]
 
@@ -91,7 +92,7 @@ def draw_layers() -> None:
         color = SMALL if level == LAYER_TITLES.index("the optimizer") else WHOLE
         ax.add_patch(Rectangle((0, level), 10, 0.8, facecolor=color, edgecolor=INK))
         ax.text(0.2, level + 0.4, title, va="center", fontsize=10, fontweight="bold", color=INK)
-        ax.text(3.0, level + 0.4, fill(" · ".join(parts), width=60), va="center", fontsize=9.5, color=INK)
+        ax.text(3.1, level + 0.4, fill(" · ".join(parts), width=60), va="center", fontsize=9.5, color=INK)
     arrow(ax, (10.35, len(LAYER_TITLES) - 0.3), (10.35, 0.1), "")
     ax.text(10.6, len(LAYER_TITLES) / 2, "imports", rotation=270, va="center", ha="center", fontsize=9, color=INK)
     ax.set(xlim=(-0.1, 10.9), ylim=(-0.1, len(LAYER_TITLES)))

@@ -1,21 +1,22 @@
-"""The matrix in docs/integrations.md: a test behind each cell, and the versions that are installed here."""
+"""The matrix in docs/integrations/index.md: a test behind each cell, and the versions that are installed here."""
 
 import re
 from importlib.metadata import version
 from pathlib import Path
 
-PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "integrations" / "index.md").read_text(encoding="utf-8")
 MATRIX = PAGE[PAGE.index("## What is tested") :]
-NUMBERED = dict(re.findall(r"^(\d+)\. `(tests/\S+::\w+)`", MATRIX, flags=re.MULTILINE))
+NUMBERED = dict(re.findall(r"^\[\^(\d+)\]: `(tests/\S+::\w+)`", MATRIX, flags=re.MULTILINE))
 PACKAGES = {"Transformers": "transformers", "TRL, SFT": "trl", "TRL, DPO": "trl", "Accelerate": "accelerate"}
 PACKAGES |= {"PEFT in the Trainer": "peft", "Lightning": "lightning"}
 BY_HAND = {"Axolotl", "LLaMA-Factory", "torchtitan"}
 
 
 def rows() -> dict[str, list[str]]:
+    """By framework, whose name is the link to its page: version and cells."""
     lines = [line for line in MATRIX.splitlines() if line.startswith("|")][2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {name: rest for name, *rest in cells}
+    return {name[1:].partition("]")[0]: rest for name, *rest in cells}
 
 
 def test_each_cell_names_a_test_or_says_why_there_is_none():
@@ -23,8 +24,8 @@ def test_each_cell_names_a_test_or_says_why_there_is_none():
     cited = set()
     for name, (_, *cells) in rows().items():
         for cell in cells:
-            numbers = re.findall(r"\[(\d+)\]", cell)
-            assert numbers or (name in BY_HAND and cell in ("by hand", "not installable")), (name, cell)
+            numbers = re.findall(r"\[\^(\d+)\]", cell)
+            assert numbers or (name in BY_HAND and cell in ("by hand", "not run")), (name, cell)
             cited.update(numbers)
     assert cited == NUMBERED.keys()
 

@@ -38,6 +38,6 @@ def test_the_callback_leaves_the_metrics_of_trl_in_its_own_record(tmp_path):
 
 
 def test_dpo_still_has_no_argument_for_an_optimizer():
-    """When this fails, docs/integrations.md and the example can say it in one line."""
+    """When this fails, docs/integrations/trl.md and the example can say it in one line."""
     assert "optimizer_cls_and_kwargs" in inspect.signature(trl.SFTTrainer).parameters
     assert "optimizer_cls_and_kwargs" not in inspect.signature(trl.DPOTrainer).parameters

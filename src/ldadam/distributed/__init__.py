@@ -39,11 +39,11 @@ def refuse_unsupported(param: Tensor, layout: MatrixLayout | None, hyper: Hyperp
     Raises:
         NotImplementedError: a flat parameter of FSDP1 or ZeRO, or a sharding that has no exact step.
     """
-    if getattr(param, "_is_flat_param", False):
+    # The second mark is that of `use_orig_params=True`, where each parameter is a flat slice under its own name.
+    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
         raise NotImplementedError(
             f"{name} is a flat parameter of FSDP1, which has lost the shapes of its matrices; use FSDP2 "
-            "(torch.distributed.fsdp.fully_shard), or FSDP1 with use_orig_params=True and "
-            "sharding_strategy=NO_SHARD"
+            "(torch.distributed.fsdp.fully_shard), or DistributedDataParallel where nothing is to be sharded"
         )
     if is_sharded(param):
         from ldadam.distributed import sharded
