@@ -115,12 +115,25 @@ def test_a_table_has_mean_and_deviation_over_seeds():
     assert (name, lr, num_runs, loss) == ("adamw", "0.001", "2", "3.0000 ± 1.4142")
 
 
+def test_differences_are_taken_seed_by_seed():
+    first, other = Contestant("ldadamw", (1e-3,)), Contestant("adamw", (1e-3, 2e-3))
+    results = Results(Study("s", "", "pretrain", {}, (first, other), (0, 1)))
+    losses = {(first, 1e-3): (2.0, 4.0), (other, 1e-3): (9.0,), (other, 2e-3): (2.5, 4.7)}
+    for (contestant, lr), of_seeds in losses.items():
+        for seed, loss in enumerate(of_seeds):
+            results.outcomes[Trial(contestant, lr, seed)] = outcome(loss)
+    assert results.differences(first) == []
+    assert results.differences(other) == pytest.approx([0.5, 0.7])
+    headings, (_, row) = table_of(results.record())
+    assert row[headings.index("loss against the first, by seed")] == "+0.6000 ± 0.1414"
+
+
 def test_a_diverged_seed_is_nan_and_not_the_end(tmp_path):
     contestant = Contestant("adamw", (1e-3,))
     results = Results(Study("s", "", "pretrain", {}, (contestant,), (0, 1)))
     results.outcomes[Trial(contestant, 1e-3, 0)] = outcome(2.0)
     results.outcomes[Trial(contestant, 1e-3, 1)] = outcome(float("nan"))
-    _, ((*_, num_runs, loss, _, _, _),) = table_of(results.record())
+    _, ((_, _, _, num_runs, loss, *_),) = table_of(results.record())
     assert (num_runs, loss) == ("2", "nan ± nan")
 
 

@@ -66,6 +66,21 @@ class Results:
         trials = [Trial(contestant, lr, seed) for seed in self.study.seeds] if lr is not None else []
         return [self.outcomes[trial] for trial in trials if trial in self.outcomes]
 
+    def differences(self, contestant: Contestant) -> list[float]:
+        """Its validation loss less that of the study's first contestant, seed by seed, each at its best learning rate.
+
+        Seeds change the data too, so that losses of different seeds differ by more than optimizers do.
+        """
+        first = self.study.contestants[0]
+        lr, lr_of_first = self.best_lr(contestant), self.best_lr(first)
+        if contestant == first or lr is None or lr_of_first is None:
+            return []
+        pairs = [(Trial(contestant, lr, seed), Trial(first, lr_of_first, seed)) for seed in self.study.seeds]
+        losses = [
+            [self.outcomes[trial]["validation_loss"] for trial in pair if trial in self.outcomes] for pair in pairs
+        ]
+        return [pair[0] - pair[1] for pair in losses if len(pair) == 2]
+
     def record(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
         study = self.study
@@ -94,6 +109,7 @@ class Results:
             **(best if found else {"failed": self._why(contestant)}),
             **{name: _mean_and_deviation([one[name] for one in found]) for name in _NUMBERS if found},
             "scores": {name: _mean_and_deviation([one["scores"][name] for one in found]) for name in scores},
+            "difference": _mean_and_deviation(apart) if (apart := self.differences(contestant)) else None,
         }
 
     def _how_it_ended(self, trial: Trial) -> str:
@@ -163,7 +179,8 @@ def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], 
         times: whether to show seconds, which say little where the machine had other work.
     """
     scores = list(dict.fromkeys(name for row in record["contestants"] for name in row["scores"]))
-    headings = ["optimizer", "best lr", "of", "runs", "validation loss", *(name.replace("_", " ") for name in scores)]
+    headings = ["optimizer", "best lr", "of", "runs", "validation loss"]
+    headings += ["loss against the first, by seed", *(name.replace("_", " ") for name in scores)]
     headings += ["optimizer state (MiB)", *(("optimizer (ms/step)", "training (s)") if times else ())]
     return headings, [_cells(row, scores)[: len(headings)] for row in record["contestants"]]
 
@@ -171,13 +188,14 @@ def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], 
 def _cells(row: dict[str, Any], scores: Sequence[str]) -> list[str]:
     tried = ", ".join(lr if how == "ended" else f"{lr} ({how})" for lr, how in row["lrs"].items())
     if "failed" in row:
-        return [row["name"], "none", tried, "0", *[""] * (len(scores) + 4)]
+        return [row["name"], "none", tried, "0", *[""] * (len(scores) + 5)]
     return [
         row["name"],
         str(row["lr"]),
         tried,
         str(row["num_runs"]),
         _with_spread(row["validation_loss"]),
+        _with_spread(row["difference"], sign="+") if row["difference"] else "",
         *(_with_spread(row["scores"][name]) if name in row["scores"] else "" for name in scores),
         f"{row['optimizer_bytes'][0] / 2**20:.1f}",
         f"{1e3 * row['optimizer_seconds_per_step'][0]:.1f}",
@@ -185,6 +203,6 @@ def _cells(row: dict[str, Any], scores: Sequence[str]) -> list[str]:
     ]
 
 
-def _with_spread(mean_and_deviation: Sequence[float | None]) -> str:
+def _with_spread(mean_and_deviation: Sequence[float | None], *, sign: str = "") -> str:
     mean, deviation = mean_and_deviation
-    return f"{mean:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")
+    return f"{mean:{sign}.4f}" + (f" ± {deviation:.4f}" if deviation is not None else "")

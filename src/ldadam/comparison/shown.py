@@ -58,6 +58,8 @@ class Shown:
 def show_record(record: dict[str, Any]) -> None:
     """Print the table of a record, and which runs failed."""
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(width=180, soft_wrap=True)
     headings, rows = table_of(record)
     table = Table(title=record["about"], box=box.SIMPLE, padding=(0, 1))
     for index, heading in enumerate(headings):
