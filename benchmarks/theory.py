@@ -2,8 +2,7 @@
 
     python benchmarks/theory.py                   run what benchmarks/results/theory.json lacks
     python benchmarks/theory.py --only NAME       the same, of one experiment
-    python benchmarks/theory.py --table NAME      print the table of docs/theory.md
-    python benchmarks/theory.py --pictures        draw docs/images/theory_NAME.png
+    python benchmarks/theory.py --page            write the tables of docs/theory.md anew, and its pictures
 
 Each experiment trains one 16 x 24 matrix W in float64 for T = 256, 1024 and 4096 steps, with the learning rate that the
 theorem wants for that T, and fits the slope of what it measures against T, both as logarithms, replicate by replicate.
@@ -13,6 +12,7 @@ Replicates differ in problem and noise. They are one stack of matrices, which `L
 import argparse
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +38,7 @@ from theory_problems import (
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/theory.json"
+PAGE = ROOT / "docs/theory.md"
 HORIZONS = (256, 1024, 4096)
 # Student's t at 97.5 %, 7 degrees of freedom: of the mean of eight replicates.
 T_QUANTILE = 2.365
@@ -209,6 +210,12 @@ def table(found: dict[str, Any], name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rendered(page: str, found: dict[str, Any]) -> str:
+    """The page with every table as the runs say it."""
+    marked = re.compile(r"(<!-- theory: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+    return marked.sub(lambda match: match[1] + table(found, match[2]) + "\n" + match[3], page)
+
+
 def draw(found: dict[str, Any], name: str, path: Path) -> None:
     """Each replicate as a thin line, and their mean as a thick one; the theorem's slope, dashed."""
     import matplotlib
@@ -230,22 +237,26 @@ def draw(found: dict[str, Any], name: str, path: Path) -> None:
         ax.loglog(HORIZONS, bound, "--", color="#444444", label=f"slope {exponent}")
         ax.set_xlabel("steps T")
         ax.set_ylabel(EXPERIMENTS[name].measured)
-        ax.set_xticks(HORIZONS, [str(T) for T in HORIZONS], minor=False)
+        ax.set_xticks(HORIZONS, [str(T) for T in HORIZONS])
+        ax.set_xticks([], minor=True)
         figure.legend(loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
+
+
+def write_page() -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    for name in ("nonconvex", "pl", "hidden", "heavy", "rare"):
+        draw(found, name, PAGE.parent / f"images/theory_{name}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=EXPERIMENTS)
-    parser.add_argument("--table", choices=EXPERIMENTS)
-    parser.add_argument("--pictures", action="store_true")
+    parser.add_argument("--page", action="store_true")
     args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(RESULTS.read_text(encoding="utf-8")), args.table), end="")
-    elif args.pictures:
-        for name in ("nonconvex", "pl", "hidden", "heavy", "rare"):
-            draw(json.loads(RESULTS.read_text(encoding="utf-8")), name, ROOT / f"docs/images/theory_{name}.png")
+    if args.page:
+        write_page()
     else:
         run_missing(RESULTS, [args.only] if args.only else list(EXPERIMENTS))
 
