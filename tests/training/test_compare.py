@@ -15,6 +15,7 @@ from ldadam.comparison.results import Results, table_of
 from ldadam.comparison.run_study import check_study, run_study
 from ldadam.comparison.study import Contestant, Study, Trial, as_options, command_line
 from ldadam.comparison.trials import finished_run
+from ldadam.peers import PEERS
 from ldadam.report import load_run
 from ldadam.training.errors import UsageError
 from ldadam.training.run_config import fields_of
@@ -235,6 +236,14 @@ def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):
             check_study(study, processes=1 if parallel == "none" else 8)
             with pytest.raises(UsageError, match="--processes"):
                 check_study(study, processes=8 if parallel == "none" else 1)
+
+
+@pytest.mark.parametrize("command", [("compare",), ("bench", "step")])
+def test_the_help_lists_every_optimizer(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ldadam(*command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert [name for name in ("ldadamw", "adamw", *PEERS) if name not in shown] == []
 
 
 def test_an_unknown_recipe_has_a_hint(capsys):
