@@ -12,7 +12,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every plain tensor inside of a value of some optimizer's state: in projectors, quantised and sharded ones too."""
     if hasattr(value, "__tensor_flatten__") and type(value) is not Tensor:
         names, _ = value.__tensor_flatten__()
-        yield from tensors_in([getattr(value, name) for name in names])
+        # A sharded tensor names its mesh as well, which is no storage of the tensor.
+        yield from tensors_in([inner for name in names if isinstance(inner := getattr(value, name), Tensor)])
     elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
