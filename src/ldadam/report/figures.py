@@ -16,7 +16,18 @@ from matplotlib.figure import Figure
 
 from ldadam.report.run_data import RunData, by_kind
 
-RUN_COLORS = ("#1f5fbf", "#d2691e", "#2a8c55", "#8a4fbf", "#b03060", "#5f6b75")
+RUN_COLORS = (
+    "#1f5fbf",
+    "#d2691e",
+    "#2a8c55",
+    "#8a4fbf",
+    "#b03060",
+    "#5f6b75",
+    "#c9a400",
+    "#17a2b8",
+    "#7a4a2b",
+    "#e377c2",
+)
 KIND_COLORS = ("#1f5fbf", "#5aa0e6", "#2a8c55", "#8fc46a", "#d2691e", "#e8a13c", "#8a4fbf", "#b03060")
 PART_COLORS = {
     "weights": "#9aa5b1",
