@@ -82,18 +82,9 @@ def _peak(device: str) -> Iterator[tuple[Callable[[], None], Callable[[], dict[s
 
 def _random_llama(llama: LlamaShape, setting: Setting) -> Any:
     """Made on its device and in its dtype, so that there is never a larger copy."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=llama.vocab,
-        hidden_size=llama.hidden,
-        intermediate_size=llama.inner,
-        num_hidden_layers=llama.layers,
-        num_attention_heads=llama.heads,
-        num_key_value_heads=llama.kv_heads,
-        max_position_embeddings=setting.seq,
-        use_cache=False,
-    )
+    config = llama.config(max_position_embeddings=setting.seq)
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, setting.dtype))
     with torch.device(setting.device):

@@ -115,20 +115,10 @@ def counted(subject: Subject) -> list[Row]:
 
 
 def _build(subject: Subject) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    shape = subject.shape
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        use_cache=False,
-    )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(getattr(torch, subject.dtype))
+    return LlamaForCausalLM(subject.shape.config()).to(getattr(torch, subject.dtype))
 
 
 def _optimizer(model: nn.Module, subject: Subject) -> torch.optim.Optimizer:

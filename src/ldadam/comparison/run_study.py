@@ -46,10 +46,6 @@ def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     results = Results(study, processes)
     with _locked(out) as lock, _sigterm_as_interrupt(), Shown(study) as shown:
-        finished = {trial: finished_run(study, trial, out / trial.name) for trial in study.sweep()}
-        for trial, run in finished.items():
-            if run is not None:
-                results.add(trial, run)
         try:
             _run_all(study.sweep(), results, out, lock, shown)
             for contestant in study.contestants:
@@ -118,14 +114,18 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, shown: Shown) -> None:
+    """Make the runs that are not there yet, after those that are have been taken in."""
     study, processes = results.study, results.processes
     for trial in trials:
+        if (run := finished_run(study, trial, out / trial.name)) is not None:
+            results.add(trial, run)
+            shown.ended(trial, results.outcomes[trial])
+    for trial in trials:
+        if trial in results.outcomes:
+            continue
         shown.begin(trial)
-        folder = out / trial.name
         try:
-            run = finished_run(study, trial, folder) or run_trial(
-                study, trial, folder, processes=processes, lock=lock, on_step=shown.step
-            )
+            run = run_trial(study, trial, out / trial.name, processes=processes, lock=lock, on_step=shown.step)
         except TrialFailed as failure:
             results.failures[trial] = str(failure)
             shown.failed(trial, str(failure))

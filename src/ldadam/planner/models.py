@@ -32,6 +32,21 @@ class LlamaShape:
         """Width of keys, and of values."""
         return self.hidden // self.heads * self.kv_heads
 
+    def config(self, **options: Any) -> Any:
+        """The `LlamaConfig` of transformers to train a model of this shape, with `options` beside the sizes."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            use_cache=False,
+            **options,
+        )
+
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each weight, as transformers has them, without tied embeddings."""
         hidden, inner, kv = self.hidden, self.inner, self.kv
