@@ -44,7 +44,7 @@ def minilm_trec_rank8_cpu() -> list[Study]:
 
 def minilm_boolq_rank8_cpu() -> list[Study]:
     """MiniLM on questions about a passage, rank 8, two cores: 600 steps, the twin of RoBERTa on QNLI and RTE."""
-    return _minilm("minilm-boolq-rank8-cpu", "boolq", steps=600, eval_every=200, eval_examples=1000)
+    return _minilm("minilm-boolq-rank8-cpu", "boolq", steps=600, eval_every=300, eval_examples=1000)
 
 
 def smollm2_gsm_symbolic_rank32_cpu() -> list[Study]:
@@ -62,7 +62,7 @@ def smollm2_gsm_symbolic_rank32_cpu() -> list[Study]:
         "generate_tokens": 0,
         "device": "cpu",
     }
-    rates = (2e-5, 6e-5, 2e-4, 6e-4)
+    rates = (6e-5, 2e-4, 6e-4, 2e-3)
     contestants = (Contestant("ldadamw", rates, {"rank": 32}), Contestant("adamw", rates))
     about = "SmolLM2 on gsm-symbolic"
     return [Study("smollm2-gsm-symbolic-rank32-cpu", about, "finetune", settings, contestants, SEEDS)]
