@@ -47,11 +47,10 @@ def ablations_demo_rank32_cpu() -> list[Study]:
 
 
 def residual_demo_rank32_cpu() -> list[Study]:
-    """The same with what the subspace misses added back, scaled as in Fira: with and without error feedback."""
+    """The same with what the subspace misses of G added back, scaled as in Fira: with and without error feedback."""
     rates = (2e-3, 4e-3, 8e-3, 16e-3)
     contestants = (
         Contestant("ldadamw", rates, {"rank": RANK}, "LDAdamW"),
-        Contestant("ldadam.recipes.variants:ScaledResidual", rates, {"rank": RANK}, "with the scaled residual"),
         Contestant(
             "ldadam.recipes.variants:ScaledResidualOfGradient", rates, {"rank": RANK}, "scaled residual of the gradient"
         ),
