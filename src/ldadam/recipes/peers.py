@@ -11,7 +11,7 @@ RANK = 32
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
-    """The demo's Llama on Python's own sources, rank 32, two cores: nine optimizers that `make bench-peers` installs."""
+    """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
     # A factor of two apart, around what is known of each: our sweep of the first two, else its authors' scale.
     adam, low_rank = (1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2)
     ours, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (1e-2, 2e-2, 4e-2, 8e-2)
