@@ -5,7 +5,14 @@ import torch
 
 from builders import SHAPES, distance, gradients, normal, parameter
 from ldadam import LDAdamW
-from ldadam.algorithm import LowRankState, change_basis, descend, ldadam_step
+from ldadam.algorithm import (
+    RESIDUAL_CAP,
+    LowRankState,
+    change_basis,
+    descend,
+    ldadam_step,
+    scaled_residual,
+)
 from ldadam.subspace import power_iteration, random_basis, top_singular_vectors
 from tolerances import TOLERANCES
 
@@ -116,6 +123,40 @@ def test_a_stack_of_matrices_equals_one_at_a_time():
         assert distance(update[i], single_update) <= TOLERANCES["float64 formula"]
         for batched, alone in zip(new, single, strict=True):
             assert distance(batched[i], alone) <= TOLERANCES["float64 formula"]
+
+
+def test_the_residual_is_what_the_subspace_misses_at_the_scale_of_what_it_sees():
+    grad, direction = normal(10, 16, dtype=torch.float64), normal(4, 16, seed=1, dtype=torch.float64)
+    grad[:, 3] = 0
+    basis = torch.linalg.qr(normal(10, 4, seed=2, dtype=torch.float64)).Q
+    residual, seen = scaled_residual(grad, basis, direction), basis.mT @ grad
+    missed = grad - basis @ seen
+    assert distance(basis.mT @ residual + seen, seen) <= TOLERANCES["float64 formula"]
+    assert not residual[:, 3].any()
+    others = [column for column in range(16) if column != 3]
+    found, expected = (one.norm(dim=0)[others] for one in (residual, missed))
+    scale = direction.norm(dim=0)[others] / seen.norm(dim=0)[others]
+    assert distance(found, scale * expected) <= TOLERANCES["float64 formula"]
+
+
+def test_the_residual_of_a_column_that_is_hardly_seen_is_bounded():
+    basis = torch.eye(10, 4, dtype=torch.float64)
+    grad, direction = torch.ones(10, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+    grad[:4] = torch.tensor([1.0, 1e-6, 0.0])
+    lengths = scaled_residual(grad, basis, direction).norm(dim=0)
+    assert lengths[0] == pytest.approx(6**0.5)
+    assert (lengths[1:] <= RESIDUAL_CAP * 2).all()
+    assert (lengths[1:] >= 0.99 * RESIDUAL_CAP * 2).all()
+
+
+def test_with_the_residual_a_step_leaves_the_same_state():
+    state = states_of_a_run(12, 20, 3)[-1]
+    grad = normal(12, 20, dtype=torch.float64)
+    plain, expected = ldadam_step(grad, state, step=NUM_STEPS + 1, **OPTIONS)
+    update, found = ldadam_step(grad, state, step=NUM_STEPS + 1, **OPTIONS, adds_residual=True)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    direction = expected.basis.mT @ plain
+    assert distance(update - plain, scaled_residual(grad, expected.basis, direction)) <= TOLERANCES["float64 formula"]
 
 
 def test_keeping_the_basis_transports_nothing():

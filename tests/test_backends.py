@@ -50,6 +50,10 @@ OPTIONS = {
     "int4 buffer, skip_nonfinite": {"error_dtype": "int4", "skip_nonfinite": True},
     "stochastic rounding": {"stochastic_rounding": True},
     "stochastic rounding, int8 buffer": {"stochastic_rounding": True, "error_dtype": "int8", "capturable": True},
+    "residual": {"scaled_residual": True, "weight_decay": 0.1},
+    "residual, maximize, kept subspace": {"scaled_residual": True, "maximize": True, "update_interval": 3},
+    "residual, skip_nonfinite": {"scaled_residual": True, "skip_nonfinite": True, "proj_type": "reverse_std"},
+    "residual, stochastic rounding": {"scaled_residual": True, "stochastic_rounding": True, "error_dtype": "int4"},
 }
 # Triton's interpreter multiplies bfloat16 numbers as if they were integers, so that float16 stands in for it on CPUs.
 CASES = [
@@ -142,7 +146,9 @@ def test_one_step_from_the_same_state_equals_the_page(backend, dtype, options):
     assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=1))
 
 
-@pytest.mark.parametrize("options", ["weight decay", "int4 buffer, maximize", "stochastic rounding, int8 buffer"])
+@pytest.mark.parametrize(
+    "options", ["weight decay", "int4 buffer, maximize", "stochastic rounding, int8 buffer", "residual"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batched_step_of_matrices_in_many_pieces_equals_the_page(dtype, options, monkeypatch):
     fast, page = pair("batched", dtype, OPTIONS[options])

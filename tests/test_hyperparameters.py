@@ -28,6 +28,7 @@ BAD_VALUES = {
     "capturable": [1, "yes", None],
     "skip_nonfinite": [1, "yes", None],
     "stochastic_rounding": [1, "yes", None],
+    "scaled_residual": [1, "yes", None],
 }
 KEYS_OF_OTHERS = (
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "lr_scale"),  # schedulers

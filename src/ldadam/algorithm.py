@@ -13,9 +13,13 @@ Legend, with the projected side of a weight matrix first:
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ldadam.subspace import power_iteration
+
+# By how much what the subspace misses of a column may outweigh what it sees.
+RESIDUAL_CAP = 10.0
 
 
 class LowRankState(NamedTuple):
@@ -36,11 +40,13 @@ def ldadam_step(
     eps: float,
     rho: float,
     next_basis: Callable[[Tensor, Tensor], Tensor] | None = power_iteration,
+    adds_residual: bool = False,
 ) -> tuple[Tensor, LowRankState]:
     """U d and the next state, from G and the previous state; the weights move by -lr U d.
 
     `next_basis` maps (B, U_minus) to U. At t = 1, B is a multiple of A, so that the published start is
     `next_basis=top_singular_vectors`. None keeps the basis; then nothing is carried over, and nothing is lost.
+    `adds_residual` moves the weights by -lr (U d + R) instead, which is no part of the paper.
 
     Source: Algorithm 1 of the paper.
     """
@@ -58,7 +64,10 @@ def ldadam_step(
     lost_momentum = prev.basis @ prev.exp_avg - basis @ carried.exp_avg  # U_minus m_minus - U m_half
     error_buffer = corrected_grad - basis @ low_rank_grad + beta1 / (1 - beta1) * lost_momentum  # E
     direction = adam_direction(exp_avg, exp_avg_sq, step=step, betas=betas, eps=eps)  # d
-    return basis @ direction, LowRankState(basis, exp_avg, exp_avg_sq, error_buffer)
+    update = basis @ direction
+    if adds_residual:
+        update = update + scaled_residual(grad, basis, direction)  # U d + R
+    return update, LowRankState(basis, exp_avg, exp_avg_sq, error_buffer)
 
 
 def subspace_target(
@@ -97,6 +106,31 @@ def adam_direction(
 ) -> Tensor:
     """d = m_hat / (sqrt(v_hat) + eps), Adam's direction; any shape, so that dense parameters use it too."""
     return unbiased(exp_avg, betas[0], step) / (unbiased(exp_avg_sq, betas[1], step).sqrt() + eps)  # d
+
+
+def scaled_residual(grad: Tensor, basis: Tensor, direction: Tensor) -> Tensor:
+    """R = phi (G - U g), g = U'G: what the subspace misses of G, each column scaled as Adam scales what it sees.
+
+    Shapes: G (..., m, n), U (..., m, r), d (..., r, n) to R (..., m, n).
+
+    Source of the idea: Fira (Chen et al., arXiv 2410.01623), for GaLore, without error feedback.
+    """
+    seen = basis.mT @ grad  # g
+    return residual_scale(direction, seen, column_norms(grad)) * (grad - basis @ seen)  # R
+
+
+def residual_scale(direction: Tensor, seen: Tensor, grad_norms: Tensor) -> Tensor:
+    """phi = |d| / max(|g|, |G| / cap), column by column: R moves a column by at most `RESIDUAL_CAP` times d's length.
+
+    Shapes: d and g (..., r, n), |G| (..., 1, n) to phi (..., 1, n); zero where G is.
+    """
+    seen_norms = column_norms(seen).maximum(grad_norms / RESIDUAL_CAP)
+    return column_norms(direction) / (seen_norms + (seen_norms == 0)) * (seen_norms != 0)  # phi
+
+
+def column_norms(matrix: Tensor) -> Tensor:
+    """The Euclidean length of each column: (..., l, n) to (..., 1, n)."""
+    return torch.linalg.vector_norm(matrix, dim=-2, keepdim=True)
 
 
 def unbiased(moment: Tensor, beta: float, num_steps: float | Tensor) -> Tensor:

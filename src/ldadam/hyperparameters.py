@@ -30,6 +30,7 @@ class Hyperparameters:
     error_feedback: bool = True
     error_dtype: str | None = None
     update_interval: int = 1
+    scaled_residual: bool = False
     maximize: bool = False
     backend: str = "auto"
     capturable: bool = False
@@ -133,6 +134,7 @@ _RULES = {
     "error_feedback": _BOOL,
     "error_dtype": (_is_error_dtype, f"None (the parameter's dtype) or one of {', '.join(map(repr, ERROR_DTYPES))}"),
     "update_interval": (_is_interval, "an int >= 1"),
+    "scaled_residual": _BOOL,
     "maximize": _BOOL,
     "backend": _one_of(BACKENDS),
     "capturable": _BOOL,

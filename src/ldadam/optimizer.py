@@ -49,6 +49,8 @@ class LDAdamW(Optimizer):
         error_dtype: storage of E: "float32", "bfloat16", "float64", or None for the parameter's dtype; or codes in
             blocks of 64 entries of a row, "int8" (8.25 bits an entry) or "int4" (4.25). It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
+        scaled_residual: whether what the subspace misses of the present gradient moves the weights as well, each column
+            scaled as Adam scales what the subspace sees of it. Needs no state; not possible with compressed gradients.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
             torch's kernels; "compiled" the page through torch.compile; "triton" six products with kernels for CUDA;
@@ -96,6 +98,7 @@ class LDAdamW(Optimizer):
         error_feedback: bool = DEFAULTS.error_feedback,
         error_dtype: str | torch.dtype | None = DEFAULTS.error_dtype,
         update_interval: int = DEFAULTS.update_interval,
+        scaled_residual: bool = DEFAULTS.scaled_residual,
         maximize: bool = DEFAULTS.maximize,
         backend: str = DEFAULTS.backend,
         capturable: bool = DEFAULTS.capturable,
@@ -175,6 +178,8 @@ class LDAdamW(Optimizer):
         hyper = resolve(self.param_groups[index], index)
         if layout_of(self._param(index, position), hyper) is None or not hyper.error_feedback or hyper.device_step:
             return False
+        if hyper.scaled_residual:
+            return False  # it needs the gradient apart from what the buffer holds
         for one in self._with_gradient(index, [position], hyper):
             sign = -1 if hyper.maximize else 1
             distributed.accumulate_(one.state, one.param, one.grad, sign=sign, name=one.name)

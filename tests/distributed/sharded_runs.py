@@ -39,6 +39,7 @@ OPTIONS = {
     "skip_nonfinite": {"skip_nonfinite": True},
     "buffer stored anew": {"error_dtype": "bfloat16"},
     "stochastic rounding": {"stochastic_rounding": True},
+    "residual": {"scaled_residual": True, "weight_decay": 0.1},
 }
 
 

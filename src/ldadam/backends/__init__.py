@@ -55,5 +55,6 @@ def explain(backend: str, device: torch.device) -> str:
     if backend != "auto":
         return f"{backend}: as its group says"
     if pick(device) == "triton":
-        return "triton: CUDA, and Triton is installed; odd layouts and ranks above 256 (64 with E in codes) run batched"
+        batched = "odd layouts, scaled_residual and ranks above 256 (64 with E in codes)"
+        return f"triton: CUDA, and Triton is installed; {batched} run batched"
     return f"batched: Triton's kernels need CUDA and the triton package; parameters are on {device.type}"

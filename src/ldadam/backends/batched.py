@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ldadam.algorithm import LowRankState
+from ldadam.algorithm import LowRankState, column_norms
 from ldadam.backends import eager
-from ldadam.backends.corrected import Corrected
+from ldadam.backends.corrected import Corrected, descent_grad
 from ldadam.backends.matrices import Chunk, Matrix, chunks
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
+from ldadam.hyperparameters import Hyperparameters
 from ldadam.pieces import pieces
 from ldadam.rounding import stochastic_round
 from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
@@ -142,17 +143,32 @@ class TorchProducts:
             return advance_(self.chunk, prev, change, low_rank_grad)
         return _advance_in_place_(self.chunk, prev, change, low_rank_grad, step=self.chunk.step)
 
-    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
-        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place."""
+    def see_grad(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """U'G (B, r, n) and the squared length of each column of G (B, 1, n)."""
+        seen = basis.new_zeros(len(basis), basis.shape[2], self.chunk.kind.n)
+        squares = seen.new_zeros(len(basis), 1, self.chunk.kind.n)
+        for matrix, each_basis, each_seen, each_square in zip(self.chunk.matrices, basis, seen, squares, strict=True):
+            for rows in pieces(matrix.own_rows(matrix.grad)):
+                grad = descent_grad(matrix, rows, seen.dtype, maximize=self.chunk.hyper.maximize)
+                m_rows, n_cols = (slice(None), rows) if matrix.transposed else (rows, slice(None))
+                each_seen[:, n_cols].addmm_(each_basis[m_rows].mT, grad)
+                each_square[:, n_cols].add_(column_norms(grad).square())
+        return seen, squares
+
+    def finish_(
+        self, bases: list[Tensor], lost: list[Tensor], descent: Tensor, *, grad_scale: Tensor | None = None
+    ) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, less G by columns, in place."""
         chunk, corrected = self.chunk, self.corrected
         each_basis, each_lost = ([part.to(corrected.dtype).unbind() for part in parts] for parts in (bases, lost))
-        descents, decay = descent.to(corrected.dtype).unbind(), chunk.hyper.lr * chunk.hyper.weight_decay
+        descents = descent.to(corrected.dtype).unbind()
         for index, matrix in enumerate(chunk.matrices):
             if matrix.has_error:
                 pairs = zip(each_basis, each_lost, strict=True)
                 self._lose_(index, [(basis[index], factor[index]) for basis, factor in pairs])
             key = chunk.noise_key(index) if chunk.kind.rounds_by_chance else None
-            _descend_(matrix, each_basis[0][index], descents[index], decay=decay, key=key)
+            scale = None if grad_scale is None else grad_scale[index]
+            _descend_(matrix, each_basis[0][index], descents[index], scale, hyper=chunk.hyper, key=key)
 
     def _lose_(self, index: int, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
         """E = A less the product of each pair of factors, stored; no copy of A is left."""
@@ -163,20 +179,30 @@ class TorchProducts:
 
 
 def _descend_(
-    matrix: Matrix, basis: Tensor, factor: Tensor, *, decay: float | Tensor, key: int | Tensor | None
+    matrix: Matrix,
+    basis: Tensor,
+    factor: Tensor,
+    grad_scale: Tensor | None,
+    *,
+    hyper: Hyperparameters,
+    key: int | Tensor | None,
 ) -> None:
-    """W = (1 - lr wd) W - U descent, in place; rounded by chance with the noise of `key`, where there is one.
+    """W = (1 - lr wd) W - U descent - scale G, in place; rounded by chance with the noise of `key`, where there is one.
 
     By rows of the parameter, so that a copy in the dtype of the product is never one of the whole.
     """
     param, dtype = matrix.own_rows(matrix.param), factor.dtype if key is None else torch.float32
     left, right = (factor.mT, basis.mT) if matrix.transposed else (basis, factor)
     left, right, cols = left.to(dtype), right.to(dtype), param.shape[1]
+    decay = hyper.lr * hyper.weight_decay
     for rows in pieces(param):
         weight = param[rows].to(dtype)
         if isinstance(decay, Tensor) or decay:
             weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
         weight.addmm_(left[rows], right, alpha=-1)
+        if grad_scale is not None:
+            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale.to(dtype)
+            matrix.own_rows(weight).sub_(grad * (scale[:, rows] if matrix.transposed else scale))
         if key is not None:
             weight = stochastic_round(weight, param.dtype, key=key + rows.start * cols)
         if weight.dtype != param.dtype or key is not None:

@@ -43,7 +43,13 @@ def _step_one_(update: ParamUpdate) -> None:
     )
     method = update.hyper.proj_method if update.moves_subspace else None
     moved, new = _call(
-        _low_rank_step, layout.to_matrix(update.param), layout.to_matrix(grad), prev, _numbers(update), method
+        _low_rank_step,
+        layout.to_matrix(update.param),
+        layout.to_matrix(grad),
+        prev,
+        _numbers(update),
+        method,
+        update.hyper.scaled_residual,
     )
     kept = {"basis": new.basis, "exp_avg": new.exp_avg, "exp_avg_sq": new.exp_avg_sq}
     kept["param"] = layout.from_matrix(moved)
@@ -69,7 +75,7 @@ def _call(function, *args):
 
 @torch.compile(dynamic=False)
 def _low_rank_step(
-    param: Tensor, grad: Tensor, prev: LowRankState, numbers: dict[str, Tensor], method: str | None
+    param: Tensor, grad: Tensor, prev: LowRankState, numbers: dict[str, Tensor], method: str | None, adds_residual: bool
 ) -> tuple[Tensor, LowRankState]:
     direction, new = ldadam_step(
         grad,
@@ -79,6 +85,7 @@ def _low_rank_step(
         eps=numbers["eps"],  # pyright: ignore[reportArgumentType]
         rho=numbers["rho"],  # pyright: ignore[reportArgumentType]
         next_basis=PROJ_METHODS[method] if method else None,
+        adds_residual=adds_residual,
     )
     decay = numbers["weight_decay"]
     return descend(param.to(grad.dtype), direction, lr=numbers["lr"], weight_decay=decay), new  # pyright: ignore[reportArgumentType]

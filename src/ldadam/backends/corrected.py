@@ -62,6 +62,14 @@ class Corrected:
             matrix.error.copy_(error)
 
 
+def descent_grad(matrix: Matrix, rows: slice, dtype: torch.dtype, *, maximize: bool) -> Tensor:
+    """The gradient to descend, the projected side first, of some of the parameter's own rows; zero where refused."""
+    grad = matrix.own_rows(matrix.own_rows(matrix.grad)[rows]).to(dtype)
+    if matrix.accept is not None:
+        grad = torch.where(matrix.accept, grad, 0)
+    return -grad if maximize else grad
+
+
 def _accepted_grad(matrix: Matrix) -> Tensor:
     return matrix.grad if matrix.accept is None else torch.where(matrix.accept, matrix.grad, 0)
 

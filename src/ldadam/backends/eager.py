@@ -34,6 +34,7 @@ def _step_one_(update: ParamUpdate) -> None:
         eps=hyper.eps,
         rho=hyper.rho,
         next_basis=next_basis(update),
+        adds_residual=hyper.scaled_residual,
     )
     moved = descend(
         update.param.to(grad.dtype), layout.from_matrix(direction), lr=hyper.lr, weight_decay=hyper.weight_decay

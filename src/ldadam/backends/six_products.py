@@ -11,6 +11,10 @@ and the buffer and the weights from two updates of low rank, in place:
     E  = A - U (a + c m_half) - U_minus (-c m_minus)               c = beta1 / (1 - beta1)
     W  = (1 - lr wd) W - U (lr d)
 
+With `scaled_residual`, G is read twice more, for g = U'G and |G_j|, and for W: as R = phi (G - U g),
+
+    W  = (1 - lr wd) W - U (lr d - lr phi g) - lr phi G
+
 This module is that flow; what touches an m x n matrix is a `Products`, of which each fast backend has one.
 """
 
@@ -19,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldadam.algorithm import LowRankState, adam_direction, change_basis, subspace_target, unbiased
+from ldadam.algorithm import LowRankState, adam_direction, change_basis, residual_scale, subspace_target, unbiased
 from ldadam.backends.matrices import Chunk
 from ldadam.backends.partial import Partial, Shards, Steps
 from ldadam.subspace import RANGE_FINDER_ITERATIONS, nonzero, unit_columns
@@ -71,8 +75,17 @@ class Products(Protocol):
         """
         ...
 
-    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
-        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place; `bases` is U, U_minus, or U alone."""
+    def see_grad(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """U'G (B, r, n) and the squared length of each column of G (B, 1, n); G is zero where its step is refused."""
+        ...
+
+    def finish_(
+        self, bases: list[Tensor], lost: list[Tensor], descent: Tensor, *, grad_scale: Tensor | None = None
+    ) -> None:
+        """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in place; `bases` is U, U_minus, or U alone.
+
+        With `grad_scale` (B, 1, n), W loses so many times each column of G as well.
+        """
         ...
 
 
@@ -90,7 +103,10 @@ def step_chunk_(products: Products) -> Steps:
             Partial(products.inner(basis.mT, prev.basis.mT), "m", "U'U_minus"),  # Q
         ]
     lost, descent = products.advance_(prev, change, low_rank_grad)
-    products.finish_(bases, lost, descent)
+    grad_scale = None
+    if chunk.hyper.scaled_residual:
+        descent, grad_scale = yield from add_residual(products, bases[0], descent)
+    products.finish_(bases, lost, descent, grad_scale=grad_scale)
     if chunk.kind.moves_subspace:
         chunk.unstack_("basis", bases[0])
 
@@ -150,6 +166,14 @@ def shared_decomposition(products: Products, prev: LowRankState, shards: Shards 
     ]
     (whole,) = yield [Partial(wide, "n", "B")]
     return chunk.kind.decomposition(whole, basis)[:, slice(*shards.rows)]
+
+
+def add_residual(products: Products, basis: Tensor, descent: Tensor) -> Steps:
+    """lr (d - phi g) and lr phi, from lr d: what W then loses in U, and of each column of G."""
+    seen, squares = products.see_grad(basis)
+    seen, squares = yield [Partial(seen, "m", "U'G"), Partial(squares, "m", "|G_j|^2")]
+    scale = residual_scale(descent, seen, squares.sqrt())
+    return descent - scale * seen, scale
 
 
 def target_rows(chunk: Chunk, prev: LowRankState, projected: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def suits(update: ParamUpdate) -> bool:
     only_by_kernels = in_codes or update.rounds_by_chance
     return (
         not batched.needs_page(update)
+        and not update.hyper.scaled_residual
         and eager.decomposition(update) is None
         and update.param.numel() > 0
         and error is not None
@@ -257,8 +258,15 @@ class TritonProducts(_Launches):
         )  # fmt: skip
         return columns
 
-    def finish_(self, bases: list[Tensor], lost: list[Tensor], descent: Tensor) -> None:
+    def see_grad(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Not asked of these products: `suits` leaves `scaled_residual` to the others."""
+        raise NotImplementedError
+
+    def finish_(
+        self, bases: list[Tensor], lost: list[Tensor], descent: Tensor, *, grad_scale: Tensor | None = None
+    ) -> None:
         """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, in one pass over both."""
+        assert grad_scale is None
         weight = self.chunk.matrices[0].param
         factors = (torch.cat(bases, dim=-1), *lost, descent)
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in factors)

@@ -62,7 +62,8 @@ def refuse_replicas(
     """Refuse what ranks with gradients of their own, or blocks of their own, have no exact step for.
 
     Raises:
-        NotImplementedError: each replica would find a basis of its own, or a filter has no matrix in its memory.
+        NotImplementedError: each replica would find a basis of its own, or move by its own gradient, or a filter has no
+            matrix in its memory.
     """
     if layout is None or not (replicas or is_sharded(param)):
         return
@@ -70,6 +71,11 @@ def refuse_replicas(
         raise NotImplementedError(
             f'proj_method="svd_lowrank" draws from the generator of each rank, and the gradient of {name} is '
             'compressed; use "svd" or "power_iteration"'
+        )
+    if replicas and hyper.scaled_residual:
+        raise NotImplementedError(
+            f"scaled_residual moves {name} by its whole gradient, which ranks never average where it is compressed; "
+            "leave compress_gradients out, or set scaled_residual=False"
         )
     if len(layout.shape) > 3 and not block_of(param).is_contiguous():
         raise NotImplementedError(

@@ -25,7 +25,8 @@ def _longest_message(update: ParamUpdate) -> int:
     shards, layout = update.shards, update.layout
     assert shards is not None and layout is not None
     sharing = Sharing(m=shards.m != (), n=shards.n != (), replicas=shards.replicas != ())
-    sent = terms(*shards.shape, layout.rank, sharing, decomposes=decomposition(update) is not None)
+    decomposes, adds_residual = decomposition(update) is not None, update.hyper.scaled_residual
+    sent = terms(*shards.shape, layout.rank, sharing, decomposes=decomposes, adds_residual=adds_residual)
     return shards.stack * math_dtype(update.param.dtype).itemsize * max(messages(sent).values(), default=0)
 
 

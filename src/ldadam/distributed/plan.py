@@ -9,7 +9,8 @@ projected side first, and what is all-reduced in a step, r being the rank:
                  of a single device
     fsdp, tall   rows of W, E; columns of m, v;       A Y (m r), m_minus Y (r r), the largest of Y (r)
                  the whole U
-    fsdp, wide   rows of W, E, U; the whole m, v      U_minus'A (r n), X and U_minus (m r), U'A (r n), U'U_minus (r r)
+    fsdp, wide   rows of W, E, U; the whole m, v      U_minus'A (r n), X and U_minus (m r), U'A (r n), U'U_minus (r r);
+                                                      with `scaled_residual` U'G (r n) and |G_j|^2 (n)
 
 "Tall" is a matrix whose columns are projected: its rows, which fsdp divides, are the n side. Stacks of matrices
 (experts) are divided along the stack under fsdp, and nothing crosses.
@@ -95,16 +96,20 @@ MESSAGES = (
     ("largest of Y",),
     ("A Y", "m_minus Y", "X", "B", "U_minus"),
     ("U'A", "U'U_minus"),
+    ("U'G", "|G_j|^2"),
 )
 
 
-def terms(m: int, n: int, r: int, sharing: Sharing, *, decomposes: bool = False) -> dict[str, int]:
+def terms(
+    m: int, n: int, r: int, sharing: Sharing, *, decomposes: bool = False, adds_residual: bool = False
+) -> dict[str, int]:
     """Numbers of one whole matrix that a step reduces, by what they are, in the order of the step.
 
     Args:
         m, n, r: its sides and its rank.
         sharing: among whom.
         decomposes: whether the basis comes from a decomposition, of the whole target B, as a first one may.
+        adds_residual: whether what the subspace misses of G moves the weights too.
     """
     with_m, with_n = sharing.m or sharing.replicas, sharing.n or sharing.replicas
     if decomposes:
@@ -118,12 +123,14 @@ def terms(m: int, n: int, r: int, sharing: Sharing, *, decomposes: bool = False)
             "U_minus": m * r * sharing.m,
         }
     found = {"U_minus'A": r * n * with_m, **tracked, "U'A": r * n * with_m, "U'U_minus": r * r * sharing.m}
+    if adds_residual:
+        found |= {"U'G": r * n * sharing.m, "|G_j|^2": n * sharing.m}
     return {what: numbers for what, numbers in found.items() if numbers}
 
 
-def reductions(layout: MatrixLayout, sharding: str) -> Mapping[str, int]:
+def reductions(layout: MatrixLayout, sharding: str, *, adds_residual: bool = False) -> Mapping[str, int]:
     """Numbers of one parameter that a step all-reduces, by what they are, in the order of the step."""
-    found = terms(layout.m, layout.n, layout.rank, sharing_of(layout, sharding))
+    found = terms(layout.m, layout.n, layout.rank, sharing_of(layout, sharding), adds_residual=adds_residual)
     return {what: math.prod(layout.batch) * numbers for what, numbers in found.items()}
 
 

@@ -70,7 +70,8 @@ def _waves(shards: Sequence[Shard], *, sharding: str, packed: bool) -> list[Coun
     for shard in shards:
         if shard.layout is not None:
             itemsize = math_dtype(shard.param.dtype).itemsize
-            each.append(Counter({what: itemsize * count for what, count in reductions(shard.layout, sharding).items()}))
+            sent = reductions(shard.layout, sharding, adds_residual=shard.hyper.scaled_residual)
+            each.append(Counter({what: itemsize * count for what, count in sent.items()}))
     longest = [max(messages(terms).values(), default=0) for terms in each]
     together = waves(longest) if packed else [[index] for index in range(len(each))]
     return [sum((each[index] for index in wave), Counter()) for wave in together]

@@ -30,6 +30,8 @@ def ablations_demo_rank32_cpu() -> list[Study]:
         _variant("error feedback of momentum only", "MomentumFeedback"),
         _variant("moments not carried over", "WithoutCarrying"),
         _variant("range finder at the start", "RangeFinderStart"),
+        _changed("scaled residual", scaled_residual=True),
+        _variant("scaled residual of A", "ResidualOfCorrected"),
         _changed("SVD at each step", proj_method="svd"),
         _changed("rho 0", rho=0.0),
         _changed("rho 0.5", rho=0.5),
@@ -47,16 +49,16 @@ def ablations_demo_rank32_cpu() -> list[Study]:
 
 
 def residual_demo_rank32_cpu() -> list[Study]:
-    """The same with what the subspace misses of G added back, scaled as in Fira: with and without error feedback."""
+    """The same with what the subspace misses of G added back, scaled: with and without error feedback."""
     rates = (2e-3, 4e-3, 8e-3, 16e-3)
+
+    def contestant(name: str, **settings: Any) -> Contestant:
+        return Contestant("ldadamw", rates, {"rank": RANK, **settings}, name)
+
     contestants = (
-        Contestant("ldadamw", rates, {"rank": RANK}, "LDAdamW"),
-        Contestant(
-            "ldadam.recipes.variants:ScaledResidualOfGradient", rates, {"rank": RANK}, "scaled residual of the gradient"
-        ),
-        Contestant(
-            "ldadam.recipes.variants:ScaledResidualWithoutFeedback", rates, {"rank": RANK}, "scaled residual alone"
-        ),
+        contestant("LDAdamW"),
+        contestant("LDAdamW, scaled residual", scaled_residual=True),
+        contestant("scaled residual, no error feedback", scaled_residual=True, error_feedback=False),
     )
     shared = {"preset": "demo", "device": "cpu", "eval_every": 100, "save_every": 600, "monitor_every": 0}
     return [Study("residual-demo-rank32-cpu", "the scaled residual", "pretrain", shared, contestants, SEEDS)]

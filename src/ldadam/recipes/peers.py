@@ -16,7 +16,8 @@ def peers_demo_rank32_cpu() -> list[Study]:
     adam, low_rank = (1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2)
     ours, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (1e-2, 2e-2, 4e-2, 8e-2)
     contestants = (
-        Contestant("ldadamw", ours, {"rank": RANK}),
+        Contestant("ldadamw", ours, {"rank": RANK}, "LDAdamW"),
+        Contestant("ldadamw", ours, {"rank": RANK, "scaled_residual": True}, "LDAdamW, scaled residual"),
         Contestant("adamw", adam),
         Contestant("galore", low_rank, {"rank": RANK}),
         Contestant("apollo", low_rank, {"rank": RANK}),

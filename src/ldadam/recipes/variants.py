@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldadam.algorithm import LowRankState, adam_direction, change_basis, descend, subspace_target
+from ldadam.algorithm import (
+    LowRankState,
+    adam_direction,
+    change_basis,
+    descend,
+    scaled_residual,
+    subspace_target,
+)
 from ldadam.hyperparameters import Hyperparameters
 from ldadam.layout import MatrixLayout, matrix_layout
 from ldadam.subspace import power_iteration, random_basis, range_finder, top_singular_vectors
@@ -83,11 +90,9 @@ class Variant(Optimizer):
             error += lost_momentum
         state["low_rank"] = LowRankState(basis, exp_avg, exp_avg_sq, error)
         direction = adam_direction(exp_avg, exp_avg_sq, step=step, betas=DEFAULTS.betas, eps=DEFAULTS.eps)  # d
-        return basis @ direction + self.residual(grad, corrected_grad, basis, direction, state)
+        return basis @ direction + self.residual(corrected_grad, basis, direction)
 
-    def residual(
-        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
-    ) -> Tensor | float:
+    def residual(self, corrected_grad: Tensor, basis: Tensor, direction: Tensor) -> Tensor | float:
         """What moves the weights beside U d: nothing."""
         return 0.0
 
@@ -136,45 +141,9 @@ class RangeFinderStart(Variant):
     first_basis = staticmethod(range_finder)
 
 
-class ScaledResidual(Variant):
-    """What the subspace misses of A moves the weights too, scaled column by column as Adam scales what it sees.
+class ResidualOfCorrected(Variant):
+    """The scaled residual of A instead of G: what E gives back is scaled and applied at once, and kept as well."""
 
-    Its norm grows by at most `LIMIT` a step. Error feedback stays as it is. Source of scale and limit: Fira, Chen et
-    al., arXiv 2410.01623.
-    """
-
-    LIMIT = 1.01
-
-    def residual(
-        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
-    ) -> Tensor:
+    def residual(self, corrected_grad: Tensor, basis: Tensor, direction: Tensor) -> Tensor:
         """phi (A - U a), with phi = |d| / |a| of each column."""
-        return self.scaled(corrected_grad, basis, direction, state)
-
-    def scaled(self, matrix: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]) -> Tensor:
-        """What the subspace misses of a matrix, scaled and limited."""
-        seen = basis.mT @ matrix
-        scale = direction.norm(dim=0) / seen.norm(dim=0).clamp_min(torch.finfo(seen.dtype).tiny)
-        missed = scale * (matrix - basis @ seen)
-        norm = float(missed.norm())
-        limit = self.LIMIT * state.get("residual_norm", norm)
-        if norm > limit:
-            missed, norm = missed * (limit / norm), limit
-        state["residual_norm"] = norm
-        return missed
-
-
-class ScaledResidualOfGradient(ScaledResidual):
-    """The same of G alone, so that what E gives back is not scaled with it."""
-
-    def residual(
-        self, grad: Tensor, corrected_grad: Tensor, basis: Tensor, direction: Tensor, state: dict[str, Any]
-    ) -> Tensor:
-        """phi (G - U U' G), with phi = |d| / |U' G| of each column."""
-        return self.scaled(grad, basis, direction, state)
-
-
-class ScaledResidualWithoutFeedback(ScaledResidual):
-    """The residual alone."""
-
-    keeps_gradient = keeps_momentum = False
+        return scaled_residual(corrected_grad, basis, direction)

@@ -29,6 +29,7 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "error_feedback",
     "error_dtype",
     "update_interval",
+    "scaled_residual",
     "skip_nonfinite",
     "stochastic_rounding",
     "backend",
@@ -135,7 +136,7 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
         weight_decay=config.weight_decay,
     )
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
-    passed_on += ("update_interval", "skip_nonfinite", "stochastic_rounding")
+    passed_on += ("update_interval", "scaled_residual", "skip_nonfinite", "stochastic_rounding")
     hyperparameters = {name: getattr(config, name) for name in passed_on}
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(

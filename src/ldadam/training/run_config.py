@@ -69,6 +69,9 @@ class RunConfig:
         choices=("float32", "bfloat16", "int8", "int4"),
     )
     update_interval: int | None = option(None, "move the subspace every so many steps", panel="LDAdamW")
+    scaled_residual: bool | None = option(
+        None, "move weights by what the subspace misses of the gradient too", panel="LDAdamW"
+    )
     skip_nonfinite: bool | None = option(None, "skip matrices whose gradient is not finite", panel="LDAdamW")
     stochastic_rounding: bool | None = option(None, "round 16-bit weights by chance, without bias", panel="LDAdamW")
     backend: str | None = option(None, "implementation of the step", panel="LDAdamW")
