@@ -26,6 +26,7 @@ OPTIONS = [
     {"proj_method": "svd", "proj_type": "right"},
     {"skip_nonfinite": True},
     {"capturable": True},
+    {"scaled_residual": True},
     {"rank": None},
 ]
 

@@ -95,6 +95,9 @@ def refusals() -> dict[str, str]:
     drawn = fresh()
     drawn[1].param_groups[0]["proj_method"] = "svd_lowrank"
     compress_gradients(*drawn)
+    moved = fresh()
+    moved[1].param_groups[0]["scaled_residual"] = True
+    compress_gradients(*moved)
     clipped = fresh()
     compress_gradients(*clipped)
     step_in_backward(clipped[1], clip_norm=1.0)
@@ -113,6 +116,7 @@ def refusals() -> dict[str, str]:
         "no group": lambda: compress_gradients(sharded, of_sharded),
         "shards": lambda: compress_gradients(sharded, of_sharded, group=dist.group.WORLD),
         "drawn": lambda: train(*drawn, range(1)),
+        "moved": lambda: train(*moved, range(1)),
         "clipped": lambda: train(*clipped, range(1)),
     }
     return {word: message_of(call) for word, call in calls.items()}

@@ -238,6 +238,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do():
         "no group": 'group=mesh["replicate"].get_group()',
         "shards": "call fully_shard(module, mesh=mesh[",
         "drawn": 'proj_method="svd_lowrank" draws from the generator of each rank',
+        "moved": "leave compress_gradients out, or set scaled_residual=False",
         "clipped": "clip_norm=1.0 needs the gradient of",
         "copied": "an optimizer of compress_gradients cannot be copied or pickled",
         "channels last": "weight of shape (6, 8, 3, 3) is not contiguous, as with channels_last",

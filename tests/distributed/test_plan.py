@@ -46,9 +46,10 @@ def test_planned_state_of_a_shard_is_that_of_the_first_rank(mesh, error_dtype):
     assert found.footprint.weights == sum(param.to_local().nbytes for _, param in named)
 
 
+@pytest.mark.parametrize("scaled_residual", [False, True])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=["wide", "tall"])
-def test_planned_reductions_are_what_a_step_asks_for(shape):
-    hyper = resolve(quiet([parameter(*shape)], rank=4).param_groups[0], 0)
+def test_planned_reductions_are_what_a_step_asks_for(shape, scaled_residual):
+    hyper = resolve(quiet([parameter(*shape)], rank=4, scaled_residual=scaled_residual).param_groups[0], 0)
     whole = layout_of(parameter(*shape), hyper)
     layout = shard_layout(whole, 4)
     block = parameter(*layout.shape)
@@ -58,7 +59,7 @@ def test_planned_reductions_are_what_a_step_asks_for(shape):
     shards = Shards(*groups, rows, cols, (whole.m, whole.n))
     update = ParamUpdate(block, torch.ones_like(block), state, 2.0, hyper, layout, shards=shards)
     ((steps, *_),) = backends.shared_steps([update], backend="batched")
-    assert asked_for(steps, shards) == dict(reductions(whole, "fsdp"))
+    assert asked_for(steps, shards) == dict(reductions(whole, "fsdp", adds_residual=scaled_residual))
 
 
 def asked_for(steps, shards):
