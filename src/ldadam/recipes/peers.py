@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ldadam.comparison.study import Contestant, Study
 
 SEEDS = (0, 1, 2)
 
-# A quarter of the demo's width.
-RANK = 32
 
-
-def peers_demo_rank32_cpu() -> list[Study]:
-    """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
-    # A factor of two apart, around what is known of each: our sweep of the first two, else its authors' scale.
-    adam, low_rank = (1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2)
-    ours, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (1e-2, 2e-2, 4e-2, 8e-2)
+def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **settings: Any) -> list[Study]:
+    """Learning rates are a factor of two apart, around what is known of each optimizer: ours swept, else its authors'."""
+    ours, low_rank, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (5e-3, 1e-2, 2e-2, 4e-2), (1e-2, 2e-2, 4e-2, 8e-2)
+    with_residual = {"rank": rank, "scaled_residual": True}
     contestants = (
-        Contestant("ldadamw", ours, {"rank": RANK}, "LDAdamW"),
-        Contestant("ldadamw", ours, {"rank": RANK, "scaled_residual": True}, "LDAdamW, scaled residual"),
+        Contestant("ldadamw", ours, {"rank": rank}, "LDAdamW"),
+        Contestant("ldadamw", ours, with_residual, "LDAdamW, scaled residual"),
+        Contestant("ldadamw", ours, {**with_residual, "error_dtype": "int4"}, "LDAdamW, scaled residual, int4"),
         Contestant("adamw", adam),
-        Contestant("galore", low_rank, {"rank": RANK}),
-        Contestant("apollo", low_rank, {"rank": RANK}),
-        Contestant("fira", low_rank, {"rank": RANK}),
+        Contestant("galore", low_rank, {"rank": rank}),
+        Contestant("apollo", low_rank, {"rank": rank}),
+        Contestant("fira", low_rank, {"rank": rank}),
         Contestant("adafactor", adafactor),
         Contestant("muon", ours),
         Contestant("adamw8bit", adam),
         Contestant("adamw4bit", adam),
     )
-    shared = {"preset": "demo", "device": "cpu", "eval_every": 100, "save_every": 600, "monitor_every": 0}
-    return [Study("peers-demo-rank32-cpu", "every peer", "pretrain", shared, contestants, SEEDS)]
+    shared = {"preset": "demo", "device": "cpu", "steps": steps, "save_every": steps, "monitor_every": 0, **settings}
+    return [Study(name, "every optimizer that can be installed beside it", "pretrain", shared, contestants, SEEDS)]
 
 
-ALL = (peers_demo_rank32_cpu,)
+def peers_demo_rank32_cpu() -> list[Study]:
+    """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
+    return _beside("peers-demo-rank32-cpu", rank=32, adam=(1e-3, 2e-3, 4e-3, 8e-3), steps=600, eval_every=100)
+
+
+def peers_small_rank16_cpu() -> list[Study]:
+    """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
+    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_layers": 3, "vocab_size": 2048, "batch_size": 8}
+    rates = (2e-3, 4e-3, 8e-3, 16e-3)
+    return _beside("peers-small-rank16-cpu", rank=16, adam=rates, steps=300, eval_every=50, **sizes)
+
+
+ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu)
