@@ -23,8 +23,8 @@ def compare(
     optimizers: Annotated[
         str,
         typer.Option(
-            help="ldadamw, adamw, adafactor, muon, adamw8bit, adamw4bit, galore, apollo, fira, dct, module:Class; with "
-            "commas between."
+            help="ldadamw, adamw, lora, adafactor, muon, adamw8bit, adamw4bit, galore, apollo, fira, dct, "
+            "module:Class; with commas between."
         ),
     ] = "ldadamw,adamw",
     lrs: Annotated[

@@ -10,7 +10,7 @@ SEEDS = (0, 1, 2)
 
 
 def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **settings: Any) -> list[Study]:
-    """Learning rates are a factor of two apart, around what is known of each optimizer: ours swept, else its authors'."""
+    """Learning rates are a factor of two apart, around what is known of each: ours swept, else its authors'."""
     ours, low_rank, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (5e-3, 1e-2, 2e-2, 4e-2), (1e-2, 2e-2, 4e-2, 8e-2)
     with_residual = {"rank": rank, "scaled_residual": True}
     contestants = (

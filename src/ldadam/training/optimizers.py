@@ -1,4 +1,4 @@
-"""The optimizers that `--optimizer` knows: the two of this table, those of `peers.PEERS`, and any module:Class.
+"""The optimizers that `--optimizer` knows: the three of this table, those of `peers.PEERS`, and any module:Class.
 
 Hyperparameter defaults are read from the optimizer's own signature, so they are written down once.
 """
@@ -185,7 +185,7 @@ def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     assert config.lr is not None and config.beta1 is not None and config.beta2 is not None
     assert config.eps is not None and config.weight_decay is not None
     return AdamW(
-        model.parameters(),
+        [param for param in model.parameters() if param.requires_grad],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -194,7 +194,23 @@ def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     )
 
 
+def _build_lora(model: nn.Module, config: RunConfig) -> Optimizer:
+    from ldadam.training.adapters import add_adapters
+
+    if config.subcommand == "pretrain":
+        raise ValueError("adapters leave the weights of the model as they are, which are random here; use finetune")
+    if not isinstance(config.rank, int):
+        raise ValueError(f"rank must be a whole number, got {config.rank}")
+    add_adapters(model, rank=config.rank, target_modules=config.target_modules, seed=config.seed)
+    return _build_adamw(model, config)
+
+
+def _lora_defaults() -> dict[str, Any]:
+    return {**_adamw_defaults(), "rank": 16}
+
+
 OPTIMIZERS: dict[str, OptimizerChoice] = {
     "ldadamw": OptimizerChoice("ldadamw", LDADAMW_OPTIONS, 0.0, _ldadamw_defaults, _build_ldadamw),
     "adamw": OptimizerChoice("adamw", COMMON_OPTIONS, 1.0, _adamw_defaults, _build_adamw),
+    "lora": OptimizerChoice("lora", (*COMMON_OPTIONS, "rank", "target_modules"), 1.0, _lora_defaults, _build_lora),
 }

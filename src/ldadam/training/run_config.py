@@ -43,7 +43,7 @@ class RunConfig:
     parallel = "none"
 
     optimizer: str = option(
-        "ldadamw", "ldadamw, adamw, a peer such as galore or muon, or module:Class", panel="Optimizer"
+        "ldadamw", "ldadamw, adamw, lora, a peer such as galore or muon, or module:Class", panel="Optimizer"
     )
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
     beta1: float | None = option(None, "decay of the first moment", panel="Optimizer")
