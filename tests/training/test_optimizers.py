@@ -34,6 +34,17 @@ def test_rank_overrides_reach_the_param_groups(tmp_path):
     assert ranks(build_optimizer(module, given), module)["q_proj.weight"] is None
 
 
+@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw"])
+def test_what_stays_dense_may_have_a_learning_rate_of_its_own(tmp_path, optimizer):
+    module = model()
+    given = config(tmp_path, tmp_path, optimizer=optimizer, lr=1e-3, dense_lr_scale=4.0)
+    built = build_optimizer(module, given)
+    names = {id(param): name for name, param in module.named_parameters()}
+    found = {names[id(param)]: group["lr"] for group in built.param_groups for param in group["params"]}
+    matrices = {"q_proj.weight", "out.weight"}
+    assert found == {name: 1e-3 if name in matrices else 4e-3 for name in names.values()}
+
+
 def test_peers_get_the_matrices_that_ldadamw_projects():
     from ldadam import lowrank_param_groups
 

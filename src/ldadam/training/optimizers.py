@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ldadam.training.run_config import RunConfig
 
-COMMON_OPTIONS: tuple[str, ...] = ("lr", "beta1", "beta2", "eps", "weight_decay")
+COMMON_OPTIONS: tuple[str, ...] = ("lr", "dense_lr_scale", "beta1", "beta2", "eps", "weight_decay")
 LDADAMW_OPTIONS: tuple[str, ...] = (
     *COMMON_OPTIONS,
     "rank",
@@ -107,7 +107,7 @@ def _signature_defaults(optimizer_class: type, options: tuple[str, ...]) -> dict
     parameters = inspect.signature(optimizer_class).parameters
     declared = {name: parameter.default for name, parameter in parameters.items()}
     declared["beta1"], declared["beta2"] = declared["betas"]
-    return {name: declared[name] for name in options if name in declared}
+    return {"dense_lr_scale": 1.0, **{name: declared[name] for name in options if name in declared}}
 
 
 def _ldadamw_defaults() -> dict[str, Any]:
@@ -138,6 +138,7 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
     passed_on += ("update_interval", "scaled_residual", "skip_nonfinite", "stochastic_rounding")
     hyperparameters = {name: getattr(config, name) for name in passed_on}
+    _scale_dense_lr(groups, config)
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(
         groups,
@@ -147,6 +148,14 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
         backend=config.backend,
         **hyperparameters,
     )
+
+
+def _scale_dense_lr(groups: list[dict[str, Any]], config: RunConfig) -> None:
+    """What LDAdamW leaves dense gets a learning rate of its own, with any optimizer of the table."""
+    assert config.lr is not None and config.dense_lr_scale is not None
+    for group in groups:
+        if group["rank"] is None:
+            group["lr"] = config.lr * config.dense_lr_scale
 
 
 def _parse_overrides(text: str | None) -> dict[str, int | float | None]:
@@ -182,10 +191,16 @@ def _refuse_rank_above_every_matrix(groups: list[dict[str, Any]], rank: int | fl
 def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     from torch.optim import AdamW
 
+    from ldadam import lowrank_param_groups
+
     assert config.lr is not None and config.beta1 is not None and config.beta2 is not None
     assert config.eps is not None and config.weight_decay is not None
+    params: list[Any] = [param for param in model.parameters() if param.requires_grad]
+    if config.dense_lr_scale != 1:
+        params = lowrank_param_groups(model, rank=1, target_modules=config.target_modules)
+        _scale_dense_lr(params, config)
     return AdamW(
-        [param for param in model.parameters() if param.requires_grad],
+        params,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -46,6 +46,9 @@ class RunConfig:
         "ldadamw", "ldadamw, adamw, lora, a peer such as galore or muon, or module:Class", panel="Optimizer"
     )
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
+    dense_lr_scale: float | None = option(
+        None, "learning rate of embeddings, head and vectors, as a multiple of lr; none: 1", panel="Optimizer"
+    )
     beta1: float | None = option(None, "decay of the first moment", panel="Optimizer")
     beta2: float | None = option(None, "decay of the second moment", panel="Optimizer")
     eps: float | None = option(None, "added to the root of the second moment", panel="Optimizer")
@@ -185,6 +188,8 @@ def check_shared_ranges(config: RunConfig) -> None:
     """Refuse numbers out of range. The optimizer checks its own hyperparameters."""
     refuse_below_one(config, _AT_LEAST_ONE)
     refuse_no_share(config, ("warmup", "final_lr"))
+    if config.dense_lr_scale is not None and not 0 <= config.dense_lr_scale < float("inf"):
+        raise UsageError(f"dense_lr_scale must be a finite number >= 0, got {config.dense_lr_scale}")
     if config.step_in_backward and config.max_grad_norm:
         raise UsageError(
             f"max_grad_norm={config.max_grad_norm} clips by the norm of all gradients, which are never there together "
