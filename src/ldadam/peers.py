@@ -18,10 +18,17 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of a model: those that a low-rank optimizer projects, and the others."""
+    """Parameters of a model: those that a low-rank optimizer projects, and the others.
+
+    Attributes:
+        low_rank: matrices that low-rank optimizers project.
+        dense: the others.
+        dense_lr: learning rate of the others, where it is one of their own.
+    """
 
     low_rank: list[Parameter]
     dense: list[Parameter]
+    dense_lr: float | None = None
 
     @property
     def params(self) -> list[Parameter]:
@@ -92,14 +99,14 @@ def groups_of(weights: Weights, **options: Any) -> list[dict[str, Any]]:
     """The low-rank group with its options, and the dense group without them."""
     groups: list[dict[str, Any]] = [{"params": weights.low_rank, **options}]
     if weights.dense:
-        groups.append({"params": weights.dense})
+        groups.append({"params": weights.dense} | ({} if weights.dense_lr is None else {"lr": weights.dense_lr}))
     return groups
 
 
 def _adafactor(weights: Weights, *, lr: float, rank: int) -> Optimizer:
     from torch.optim import Adafactor
 
-    return Adafactor(weights.params, lr=lr)
+    return Adafactor(groups_of(weights), lr=lr)
 
 
 def _muon(weights: Weights, *, lr: float, rank: int) -> Optimizer:
@@ -107,19 +114,22 @@ def _muon(weights: Weights, *, lr: float, rank: int) -> Optimizer:
 
     # The adjustment that gives both kinds of weights updates of one size, so that one rate serves both.
     matrices = Muon(weights.low_rank, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return Combined(matrices, AdamW(weights.dense, lr=lr, weight_decay=0.0, fused=True)) if weights.dense else matrices
+    if not weights.dense:
+        return matrices
+    dense_lr = lr if weights.dense_lr is None else weights.dense_lr
+    return Combined(matrices, AdamW(weights.dense, lr=dense_lr, weight_decay=0.0, fused=True))
 
 
 def _adamw8bit(weights: Weights, *, lr: float, rank: int) -> Optimizer:
     from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
-    return AdamW8bit(weights.params, lr=lr, weight_decay=0.0)
+    return AdamW8bit(groups_of(weights), lr=lr, weight_decay=0.0)
 
 
 def _adamw4bit(weights: Weights, *, lr: float, rank: int) -> Optimizer:
     from torchao.optim import AdamW4bit  # pyright: ignore[reportMissingImports]
 
-    return AdamW4bit(weights.params, lr=lr, weight_decay=0.0)
+    return AdamW4bit(groups_of(weights), lr=lr, weight_decay=0.0)
 
 
 def galore(weights: Weights, *, lr: float, rank: int, update_proj_gap: int = UPDATE_PROJ_GAP) -> Optimizer:
@@ -158,7 +168,7 @@ def _dct_adamw(weights: Weights, *, lr: float, rank: int) -> Optimizer:
     from ista_daslab_optimizers.fft_low_rank.dct_adamw import DCTAdamW  # pyright: ignore[reportMissingImports]
 
     options = {"proj": "dct", "use_ef": True, "rotate_subspace": True}
-    return DCTAdamW(weights.params, lr=lr, weight_decay=0.0, rank=rank, **options)
+    return DCTAdamW(groups_of(weights), lr=lr, weight_decay=0.0, rank=rank, **options)
 
 
 PEERS = {
@@ -183,14 +193,14 @@ def of_any_class(place: str) -> Peer:
     def build(weights: Weights, *, lr: float, rank: int) -> Optimizer:
         optimizer_class = getattr(importlib.import_module(module), name)
         if "rank" in inspect.signature(optimizer_class).parameters:
-            return optimizer_class(weights.params, lr=lr, rank=rank)
+            return optimizer_class(groups_of(weights), lr=lr, rank=rank)
         return optimizer_class(groups_of(weights, rank=rank), lr=lr)
 
     return Peer(place, build, True, lr=1e-3, max_grad_norm=0.0, install="")
 
 
-def split(groups: Sequence[dict[str, Any]]) -> Weights:
+def split(groups: Sequence[dict[str, Any]], *, dense_lr: float | None = None) -> Weights:
     """The groups of `lowrank_param_groups` as two lists. What is no plain matrix is dense to these optimizers."""
     low_rank = [p for group in groups if group["rank"] is not None for p in group["params"] if p.ndim == 2]
     known = {id(parameter) for parameter in low_rank}
-    return Weights(low_rank, [p for group in groups for p in group["params"] if id(p) not in known])
+    return Weights(low_rank, [p for group in groups for p in group["params"] if id(p) not in known], dense_lr)

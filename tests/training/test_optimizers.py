@@ -34,10 +34,11 @@ def test_rank_overrides_reach_the_param_groups(tmp_path):
     assert ranks(build_optimizer(module, given), module)["q_proj.weight"] is None
 
 
-@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw"])
+@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw", "muon", "adafactor", "torch.optim:SGD"])
 def test_what_stays_dense_may_have_a_learning_rate_of_its_own(tmp_path, optimizer):
     module = model()
-    given = config(tmp_path, tmp_path, optimizer=optimizer, lr=1e-3, dense_lr_scale=4.0)
+    rank = None if optimizer in ("adamw", "muon", "adafactor") else 4
+    given = config(tmp_path, tmp_path, optimizer=optimizer, rank=rank, lr=1e-3, dense_lr_scale=4.0)
     built = build_optimizer(module, given)
     names = {id(param): name for name, param in module.named_parameters()}
     found = {names[id(param)]: group["lr"] for group in built.param_groups for param in group["params"]}

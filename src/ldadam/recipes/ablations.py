@@ -31,6 +31,7 @@ def ablations_demo_rank32_cpu() -> list[Study]:
         _variant("moments not carried over", "WithoutCarrying"),
         _variant("range finder at the start", "RangeFinderStart"),
         _changed("scaled residual", scaled_residual=True),
+        _changed("scaled residual, error feedback off", scaled_residual=True, error_feedback=False),
         _variant("scaled residual of A", "ResidualOfCorrected"),
         _changed("SVD at each step", proj_method="svd"),
         _changed("rho 0", rho=0.0),
@@ -48,20 +49,4 @@ def ablations_demo_rank32_cpu() -> list[Study]:
     return [Study("ablations-demo-rank32-cpu", "one thing changed", "pretrain", shared, contestants, SEEDS)]
 
 
-def residual_demo_rank32_cpu() -> list[Study]:
-    """The same with what the subspace misses of G added back, scaled: with and without error feedback."""
-    rates = (4e-3, 8e-3, 16e-3)
-
-    def contestant(name: str, **settings: Any) -> Contestant:
-        return Contestant("ldadamw", rates, {"rank": RANK, **settings}, name)
-
-    contestants = (
-        contestant("LDAdamW"),
-        contestant("LDAdamW, scaled residual", scaled_residual=True),
-        contestant("scaled residual, no error feedback", scaled_residual=True, error_feedback=False),
-    )
-    shared = {"preset": "demo", "device": "cpu", "eval_every": 100, "save_every": 600, "monitor_every": 0}
-    return [Study("residual-demo-rank32-cpu", "the scaled residual", "pretrain", shared, contestants, SEEDS)]
-
-
-ALL = (ablations_demo_rank32_cpu, residual_demo_rank32_cpu)
+ALL = (ablations_demo_rank32_cpu,)

@@ -9,22 +9,26 @@ from ldadam.comparison.study import Contestant, Study
 SEEDS = (0, 1, 2)
 
 
-def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **settings: Any) -> list[Study]:
-    """Learning rates are a factor of two apart, around what is known of each: ours swept, else its authors'."""
-    ours, low_rank, adafactor = (2e-3, 4e-3, 8e-3, 16e-3), (5e-3, 1e-2, 2e-2, 4e-2), (1e-2, 2e-2, 4e-2, 8e-2)
-    with_residual = {"rank": rank, "scaled_residual": True}
+def _beside(name: str, *, rank: int, steps: int, **settings: Any) -> list[Study]:
+    """Rates of matrices are a factor of two apart, around what is known of each; other weights have four times that.
+
+    GaLore and Fira as published do the same: they scale the updates of matrices by 0.25.
+    """
+    ours, adam, published = (2e-3, 4e-3, 8e-3, 16e-3), (1e-3, 2e-3, 4e-3, 8e-3), (1e-2, 2e-2, 4e-2, 8e-2)
+    dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
+    residual = {**with_rank, "scaled_residual": True}
     contestants = (
-        Contestant("ldadamw", ours, {"rank": rank}, "LDAdamW"),
-        Contestant("ldadamw", ours, with_residual, "LDAdamW, scaled residual"),
-        Contestant("ldadamw", ours, {**with_residual, "error_dtype": "int4"}, "LDAdamW, scaled residual, int4"),
-        Contestant("adamw", adam),
-        Contestant("galore", low_rank, {"rank": rank}),
-        Contestant("apollo", low_rank, {"rank": rank}),
-        Contestant("fira", low_rank, {"rank": rank}),
-        Contestant("adafactor", adafactor),
-        Contestant("muon", ours),
-        Contestant("adamw8bit", adam),
-        Contestant("adamw4bit", adam),
+        Contestant("ldadamw", ours, with_rank, "LDAdamW"),
+        Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
+        Contestant("ldadamw", ours, {**residual, "error_dtype": "int4"}, "LDAdamW, scaled residual, int4"),
+        Contestant("adamw", adam, dense),
+        Contestant("galore", published, {"rank": rank}),
+        Contestant("apollo", ours, with_rank),
+        Contestant("fira", published, {"rank": rank}),
+        Contestant("adafactor", published, dense),
+        Contestant("muon", ours, dense),
+        Contestant("adamw8bit", adam, dense),
+        Contestant("adamw4bit", adam, dense),
     )
     shared = {"preset": "demo", "device": "cpu", "steps": steps, "save_every": steps, "monitor_every": 0, **settings}
     return [Study(name, "every optimizer that can be installed beside it", "pretrain", shared, contestants, SEEDS)]
@@ -32,14 +36,13 @@ def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **sett
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
-    return _beside("peers-demo-rank32-cpu", rank=32, adam=(1e-3, 2e-3, 4e-3, 8e-3), steps=600, eval_every=100)
+    return _beside("peers-demo-rank32-cpu", rank=32, steps=600, eval_every=100)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
     sizes = {"hidden_size": 64, "intermediate_size": 176, "num_layers": 3, "vocab_size": 2048, "batch_size": 8}
-    rates = (2e-3, 4e-3, 8e-3, 16e-3)
-    return _beside("peers-small-rank16-cpu", rank=16, adam=rates, steps=300, eval_every=50, **sizes)
+    return _beside("peers-small-rank16-cpu", rank=16, steps=300, eval_every=50, **sizes)
 
 
 ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu)

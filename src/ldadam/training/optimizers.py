@@ -85,13 +85,16 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
                 raise ValueError(f"rank must be a whole number, got {config.rank}")
             _refuse_rank_above_every_matrix(groups, config.rank)
         try:
-            return peer.build(split(groups), lr=config.lr, rank=config.rank)
+            assert config.lr is not None and config.dense_lr_scale is not None
+            weights = split(groups, dense_lr=config.lr * config.dense_lr_scale if config.dense_lr_scale != 1 else None)
+            return peer.build(weights, lr=config.lr, rank=config.rank)
         except (ImportError, AttributeError) as error:
             hint = f": pip install {peer.install}" if peer.install else ""
             raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
 
-    options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
-    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: {"lr": peer.lr}, build, peer.resumes)
+    options = ("lr", "dense_lr_scale", *(("rank", "target_modules") if peer.takes_rank else ()))
+    defaults = {"lr": peer.lr, "dense_lr_scale": 1.0}
+    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes)
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
