@@ -1,13 +1,15 @@
-"""The tables of studies in the documentation, from their records: `python benchmarks/tables.py` writes them anew.
+"""The tables and pictures of studies in the documentation, from their records: `python benchmarks/tables.py`.
 
 A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between
-is made here. With `, no times` after the file's name the table has no seconds.
+is made here. With `, no times` after the file's name the table has no seconds. Where there is a picture
+docs/images/NAME.png, it is drawn anew.
 """
 
 import json
 import re
 from pathlib import Path
 
+from ldadam.comparison.pictures import draw_study
 from ldadam.comparison.results import table_of
 from ldadam.report.page import markdown_table
 
@@ -41,10 +43,20 @@ def _each(facts, name):
     return ", ".join(sorted({str(one[name]) for one in facts}))
 
 
+def draw_pictures(page):
+    """Draw the picture of each study of a page that has one."""
+    for _, file, without_times, _ in STUDY.findall(page):
+        picture = ROOT / "docs/images" / f"{Path(file).stem}.png"
+        if picture.exists():
+            draw_study(json.loads((ROOT / file).read_text(encoding="utf-8")), picture, times=not without_times)
+            print(picture.relative_to(ROOT))
+
+
 def main():
     """Write every page anew."""
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         before = path.read_text(encoding="utf-8")
+        draw_pictures(before)
         if (after := rendered(before)) != before:
             path.write_text(after, encoding="utf-8")
             print(path.relative_to(ROOT))

@@ -9,6 +9,7 @@ import sys
 import pytest
 from tiny_runs import TINY, ldadam, numbers, settings, wait_for_lines
 
+from ldadam.comparison import pictures
 from ldadam.comparison.arguments import study_from
 from ldadam.comparison.pictures import draw_study
 from ldadam.comparison.results import Results, table_of
@@ -148,6 +149,26 @@ def test_a_study_of_which_every_run_diverged_has_a_picture(tmp_path):
     results.outcomes[Trial(contestant, 1e-3, 0)] = {**outcome(float("inf")), "validation": [[1, 1.0, float("inf")]]}
     draw_study(results.record(), tmp_path / "study.png")
     assert (tmp_path / "study.png").exists()
+
+
+def test_a_picture_is_of_the_seeds_that_all_have_and_of_their_mean():
+    first, other = Contestant("ldadamw", (1e-3,)), Contestant("adamw", (1e-3,))
+    results = Results(Study("s", "", "pretrain", {}, (first, other), (0, 1, 2)))
+    for contestant, losses in {first: (2.0, 4.0, 9.0), other: (3.0, 6.0)}.items():
+        for seed, loss in enumerate(losses):
+            way = {"validation": [[1, 10.0, 2 * loss], [2, 20.0, loss]]}
+            results.outcomes[Trial(contestant, 1e-3, seed)] = {**outcome(loss), **way}
+    record = results.record()
+    seeds = pictures._common_seeds(record, record["contestants"])
+    assert seeds == {0, 1}
+    ways = [pictures._mean_way(record, row, seeds) for row in record["contestants"]]
+    assert ways == [[[1, 10.0, 6.0], [2, 20.0, 3.0]], [[1, 10.0, 9.0], [2, 20.0, 4.5]]]
+
+
+def test_only_what_nothing_else_beats_in_both_is_undominated():
+    points = [(1.0, 5.0), (2.0, 4.0), (2.5, 4.0), (3.0, 3.0), (3.5, 6.0)]
+    sizes, ends = zip(*points, strict=True)
+    assert [p for p in points if pictures._is_undominated(*p, sizes, ends)] == [(1.0, 5.0), (2.0, 4.0), (3.0, 3.0)]
 
 
 def test_what_has_not_run_yet_is_not_said_to_have_failed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ldadam.report.figures import STYLE, color_of
+from ldadam.report.figures import RUN_COLORS, STYLE
 
 MIB = 2**20
 # Before this share of a run, losses are so much larger that differences at its end could not be seen.
@@ -23,64 +25,90 @@ LOGARITHMIC_FROM = 4.0
 def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> None:
     """Two or three panels: the loss on the way, against steps and seconds, and the last loss against optimizer bytes.
 
+    Seeds may change the data, and then move the losses of all optimizers alike: what is drawn is the mean over the
+    seeds that all of them have, and its bars are the spread of the difference from the first one.
+
     Args:
         record: as `Results.record` makes it.
         path: of the picture.
         times: whether to draw it against seconds, which say little where the machine had other work.
     """
-    rows = [(index, row) for index, row in enumerate(record["contestants"]) if "failed" not in row]
-    runs = {row["name"]: [run for run in record["trials"] if _is_best(run, row)] for _, row in rows}
+    rows = [row for row in record["contestants"] if "failed" not in row]
+    ways = [_mean_way(record, row, _common_seeds(record, rows)) for row in rows]
     with matplotlib.rc_context(STYLE):
         num_panels = 3 if times else 2
-        figure = Figure(figsize=(5.2 * num_panels, 4.6), layout="constrained")
+        figure = Figure(figsize=(5.2 * num_panels + 2.6, 4.6), layout="constrained")
         by_step, *by_time, by_bytes = figure.subplots(1, num_panels)
-        _draw_ways(by_step, rows, runs, against=0, label="optimizer steps")
+        _draw_ways(by_step, ways, against=0, label="optimizer steps")
         for ax in by_time:
-            _draw_ways(ax, rows, runs, against=1, label="training time (seconds)")
-        for index, row in rows:
-            _draw_end(by_bytes, row, index)
-        sizes = [row["optimizer_bytes"][0] for _, row in rows]
-        if sizes and max(sizes) > LOGARITHMIC_FROM * min(sizes):
-            by_bytes.set_xscale("log")
-        by_bytes.margins(x=0.25)
-        by_bytes.set_xlabel("optimizer state (MiB)")
-        by_bytes.set_ylabel("last validation loss, mean ± standard deviation")
-        by_bytes.set_title("Loss and memory: lower left is better")
+            _draw_ways(ax, ways, against=1, label="training time (seconds)")
+        _draw_ends(by_bytes, rows, ways)
+        handles = [Line2D([], [], color=_color(index), marker=_marker(index)) for index in range(len(rows))]
+        figure.legend(handles, [row["name"] for row in rows], loc="outside right upper")
         figure.savefig(path, dpi=110)
+
+
+# Steps, seconds and losses of the evaluations on the way.
+Way = list[list[float]]
+
+
+def _common_seeds(record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> set[int]:
+    """The seeds with which every optimizer has a run at its best learning rate."""
+    of_each = [{trial["seed"] for trial in record["trials"] if _is_best(trial, row)} for row in rows]
+    return set.intersection(*of_each) if of_each else set()
 
 
 def _is_best(trial: dict[str, Any], row: dict[str, Any]) -> bool:
     return trial["contestant"] == row["name"] and trial["lr"] == row["lr"]
 
 
-def _draw_ways(
-    ax: Axes,
-    rows: Sequence[tuple[int, dict[str, Any]]],
-    runs: dict[str, list[dict[str, Any]]],
-    *,
-    against: int,
-    label: str,
-) -> None:
-    """A thin line for each seed of each optimizer, from where the end can be told apart."""
+def _mean_way(record: dict[str, Any], row: dict[str, Any], seeds: set[int]) -> Way:
+    """The mean over seeds of each number of each evaluation."""
+    runs = [trial["validation"] for trial in record["trials"] if _is_best(trial, row) and trial["seed"] in seeds]
+    return [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in zip(*runs, strict=False)]
+
+
+def _color(index: int) -> Any:
+    return RUN_COLORS[index] if index < len(RUN_COLORS) else matplotlib.colormaps["tab20"](2 * index % 20)
+
+
+def _marker(index: int) -> str:
+    return "osD^v<>PX*"[index % 10]
+
+
+def _draw_ways(ax: Axes, ways: Sequence[Way], *, against: int, label: str) -> None:
+    """A line for each optimizer, from where the end can be told apart."""
     shown = []
-    for index, row in rows:
-        for number, run in enumerate(runs[row["name"]]):
-            x, y = ([point[place] for point in run["validation"]] for place in (against, 2))
-            name = None if number else row["name"]
-            ax.plot(x, y, ".-", color=color_of(index), linewidth=1, alpha=0.7, label=name)
-            shown += [loss for step, _, loss in run["validation"] if step >= SHOWN_FROM * run["steps"]]
+    for index, way in enumerate(ways):
+        x, y = ([point[place] for point in way] for place in (against, 2))
+        ax.plot(x, y, color=_color(index), marker=_marker(index), markersize=4, linewidth=1)
+        shown += [loss for step, _, loss in way if step >= SHOWN_FROM * way[-1][0]]
     if shown := [loss for loss in shown if math.isfinite(loss)]:
         margin = 0.05 * (max(shown) - min(shown)) + 1e-3
         ax.set_ylim(min(shown) - margin, max(shown) + margin)
-        ax.legend()
     ax.set_xlabel(label)
     ax.set_ylabel("validation loss")
     ax.set_title(f"Validation loss against {label.split(' (')[0]}")
 
 
-def _draw_end(ax: Axes, row: dict[str, Any], index: int) -> None:
-    """The mean over seeds, with a bar of a standard deviation to each side."""
-    mean, deviation = row["validation_loss"]
-    x = row["optimizer_bytes"][0] / MIB
-    ax.errorbar(x, mean, yerr=deviation or 0.0, fmt="o", color=color_of(index), capsize=3)
-    ax.annotate(row["name"], (x, mean), xytext=(6, 6), textcoords="offset points", fontsize=9)
+def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way]) -> None:
+    """The last loss of each against its bytes, and the stairs below which no other lies."""
+    sizes = [row["optimizer_bytes"][0] / MIB for row in rows]
+    ends = [way[-1][2] if way else math.nan for way in ways]
+    for index, (row, size, end) in enumerate(zip(rows, sizes, ends, strict=True)):
+        spread = (row["difference"] or [None, None])[1]
+        ax.errorbar(size, end, yerr=spread or 0.0, fmt=_marker(index), color=_color(index), capsize=3)
+    best = [(size, end) for size, end in zip(sizes, ends, strict=True) if _is_undominated(size, end, sizes, ends)]
+    if best:
+        ax.step(*zip(*sorted(best), strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
+    if sizes and max(sizes) > LOGARITHMIC_FROM * min(sizes):
+        ax.set_xscale("log")
+    ax.margins(x=0.1)
+    ax.set_xlabel("optimizer state (MiB)")
+    ax.set_ylabel("last validation loss")
+    ax.set_title("Loss and memory: lower left is better")
+
+
+def _is_undominated(size: float, end: float, sizes: Sequence[float], ends: Sequence[float]) -> bool:
+    others = zip(sizes, ends, strict=True)
+    return not any(s <= size and e <= end and (s, e) != (size, end) for s, e in others)
