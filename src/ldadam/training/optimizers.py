@@ -85,15 +85,17 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
                 raise ValueError(f"rank must be a whole number, got {config.rank}")
             _refuse_rank_above_every_matrix(groups, config.rank)
         try:
-            assert config.lr is not None and config.dense_lr_scale is not None
-            weights = split(groups, dense_lr=config.lr * config.dense_lr_scale if config.dense_lr_scale != 1 else None)
+            assert config.lr is not None
+            weights = split(groups, dense_lr=config.dense_lr_scale and config.lr * config.dense_lr_scale)
             return peer.build(weights, lr=config.lr, rank=config.rank)
         except (ImportError, AttributeError) as error:
             hint = f": pip install {peer.install}" if peer.install else ""
             raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
 
-    options = ("lr", "dense_lr_scale", *(("rank", "target_modules") if peer.takes_rank else ()))
-    defaults = {"lr": peer.lr, "dense_lr_scale": 1.0}
+    options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
+    defaults = {"lr": peer.lr}
+    if not peer.scales_matrices:
+        options, defaults = (*options, "dense_lr_scale"), {**defaults, "dense_lr_scale": 1.0}
     return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes)
 
 

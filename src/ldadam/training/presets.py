@@ -29,6 +29,7 @@ class Preset:
     save_every: int = 200
     log_every: int = 1
     monitor_every: int = 10
+    dense_lr_scale: float = 1.0
 
 
 def _paper(
@@ -76,6 +77,7 @@ PRESETS: dict[str, Preset] = {
         eval_tokens=40_000,
         eval_every=50,
         save_every=200,
+        dense_lr_scale=4.0,
     ),
     # 20 M parameters: hours on two cores, minutes on a GPU.
     "20m": Preset(
