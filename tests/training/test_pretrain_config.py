@@ -169,3 +169,13 @@ def test_steps_and_tokens_together_are_refused():
 def test_every_setting_is_explained():
     for field in dataclasses.fields(PretrainConfig):
         assert field.metadata["help"], field.name
+
+
+def test_who_scales_matrices_by_itself_gets_no_second_ratio():
+    assert resolve({"preset": "demo", "optimizer": "ldadamw"}).dense_lr_scale == 4
+    assert resolve({"preset": "60m", "optimizer": "adamw"}).dense_lr_scale == 1
+    assert resolve({"preset": "demo", "optimizer": "galore"}).dense_lr_scale is None
+    with pytest.raises(UsageError, match="dense_lr_scale has no effect on galore"):
+        resolve({"preset": "demo", "optimizer": "galore", "dense_lr_scale": 4.0})
+    with pytest.raises(UsageError, match="dense_lr_scale must be a finite number >= 0, got -1"):
+        resolve({"preset": "demo", "optimizer": "adamw", "dense_lr_scale": -1.0})
