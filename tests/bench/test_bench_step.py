@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_bench_parts import WRONG, spoil
 
+from ldadam.backends.batched import TorchProducts
 from ldadam.bench.subjects import _ENTRIES
 from ldadam.cli import run
 
@@ -36,6 +37,17 @@ def test_the_json_has_times_and_circumstances(tmp_path, capsys):
     assert [row["ratio_to_adamw"] for row in result["optimizers"] if row["name"] == "adamw"] == [1.0]
     table = capsys.readouterr().out
     assert "rank 4" in table and "ldadamw:eager" in table and "equals the page" in table
+
+
+def test_the_residual_has_a_speed_where_it_equals_the_page_with_it(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "step.json"
+    assert bench("--optimizers", "adamw,ldadamw:residual", "--json", path) == 0
+    (equality,) = json.loads(path.read_text())["equality"]
+    assert equality["backend"] == "residual"
+    see_grad = TorchProducts.see_grad
+    monkeypatch.setattr(TorchProducts, "see_grad", lambda self, basis: [2 * part for part in see_grad(self, basis)])
+    assert bench("--optimizers", "adamw,ldadamw:residual") == 1
+    assert "ldadamw:residual does not equal the page" in capsys.readouterr().err
 
 
 def test_every_model_and_rank_is_timed_with_all_parameters(tmp_path):

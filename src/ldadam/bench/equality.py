@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldadam.bench.models import Model, Shape
-from ldadam.bench.subjects import Stepper, ldadamw
+from ldadam.bench.subjects import Stepper, ldadamw, options_of
 from ldadam.bench.weights import fill_gradients_, make_weights
 from ldadam.peers import Weights
 
@@ -45,9 +45,9 @@ def check_equality(backend: str, model: Model, rank: int, *, device: torch.devic
     """Compare `backend` with the page on small weights of the model's kinds."""
     small = scaled_down(model, rank)
     fast_weights, page_weights = (make_weights(small, device=device, dtype=dtype) for _ in range(2))
-    fast, page = (
-        _take_steps(weights, rank, name) for weights, name in ((fast_weights, backend), (page_weights, "eager"))
-    )
+    fast = _take_steps(ldadamw(fast_weights, rank, backend=backend, lr=1.0, eps=EPS), fast_weights)
+    of_page = {**options_of(backend), "backend": "eager"}
+    page = _take_steps(ldadamw(page_weights, rank, lr=1.0, eps=EPS, **of_page), page_weights)
     distances = _distances(fast, fast_weights, page, page_weights)
     worst = max(distances, key=lambda name: (distances[name] != distances[name], distances[name]))
     return Equality(backend, distances[worst], TOLERANCES[str(dtype).removeprefix("torch.")], worst)
@@ -69,9 +69,8 @@ def _small_side(side: int, small: int) -> int:
     return small + (side - small) % 16
 
 
-def _take_steps(weights: Weights, rank: int, backend: str) -> Stepper:
+def _take_steps(stepper: Stepper, weights: Weights) -> Stepper:
     """Steps from weights of zero, so that weights are sums of updates and no rounding of large ones hides an error."""
-    stepper = ldadamw(weights, rank, backend=backend, lr=1.0, eps=EPS)
     with torch.no_grad():
         for param in weights.params:
             param.zero_()

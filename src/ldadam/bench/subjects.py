@@ -19,6 +19,9 @@ from ldadam.training.errors import UsageError
 
 LR = 1e-4
 
+RESIDUAL = "residual"
+_VARIANTS = ("graph", RESIDUAL)
+
 
 class Stepper(Protocol):
     """What is timed: `step`, and the state that it keeps."""
@@ -66,15 +69,20 @@ def find_entry(name: str) -> Entry:
         UsageError: there is none.
     """
     base, _, variant = name.partition(":")
-    if base == "ldadamw" and variant in ("", "graph", *BACKENDS):
+    if base == "ldadamw" and variant in ("", *_VARIANTS, *BACKENDS):
         backend = variant or "auto"
-        return Entry(name, _ldadamw(backend), backend=backend, counts_bytes=True)
+        return Entry(name, _ldadamw(backend), backend=backend, counts_bytes=backend != RESIDUAL)
     if name in _ENTRIES:
         return _ENTRIES[name]
     if variant and base not in ("ldadamw", *_ENTRIES):
         return _of_peer(of_any_class(name), overwrites_gradients=True)
-    known = ", ".join(["ldadamw", *(f"ldadamw:{one}" for one in ("graph", *BACKENDS)), *_ENTRIES])
+    known = ", ".join(["ldadamw", *(f"ldadamw:{one}" for one in (*_VARIANTS, *BACKENDS)), *_ENTRIES])
     raise UsageError(f"unknown optimizer {name!r}: expected one of {known}, or module:Class")
+
+
+def options_of(variant: str) -> dict[str, Any]:
+    """What tells a variant of LDAdamW from its defaults."""
+    return {"backend": "auto", "scaled_residual": True} if variant == RESIDUAL else {"backend": variant}
 
 
 def _ldadamw(backend: str) -> Callable[[Weights, int], Stepper]:
@@ -82,11 +90,11 @@ def _ldadamw(backend: str) -> Callable[[Weights, int], Stepper]:
 
 
 def ldadamw(weights: Weights, rank: int, *, backend: str, **options: Any) -> Stepper:
-    """LDAdamW with a backend; "graph" is "auto", captured in a CUDA graph."""
+    """LDAdamW with a backend; "graph" is "auto", captured in a CUDA graph, "residual" with the scaled residual."""
     groups = groups_of(weights, rank=rank)
     if backend == "graph":
         return CapturedStep(LDAdamW(groups, rank=None, capturable=True, **options))
-    return LDAdamW(groups, rank=None, backend=backend, **options)
+    return LDAdamW(groups, rank=None, **options_of(backend), **options)
 
 
 def _adamw(weights: Weights, rank: int) -> Stepper:
