@@ -42,8 +42,8 @@ def test_the_json_has_times_and_circumstances(tmp_path, capsys):
 def test_the_residual_has_a_speed_where_it_equals_the_page_with_it(monkeypatch, tmp_path, capsys):
     path = tmp_path / "step.json"
     assert bench("--optimizers", "adamw,ldadamw:residual", "--json", path) == 0
-    (equality,) = json.loads(path.read_text())["equality"]
-    assert equality["backend"] == "residual"
+    (result,) = json.loads(path.read_text())["results"]
+    assert [each["backend"] for each in result["equality"]] == ["residual"]
     see_grad = TorchProducts.see_grad
     monkeypatch.setattr(TorchProducts, "see_grad", lambda self, basis: [2 * part for part in see_grad(self, basis)])
     assert bench("--optimizers", "adamw,ldadamw:residual") == 1

@@ -9,12 +9,12 @@ from ldadam.comparison.study import Contestant, Study
 SEEDS = (0, 1, 2)
 
 
-def _beside(name: str, *, rank: int, steps: int, **settings: Any) -> list[Study]:
+def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **settings: Any) -> list[Study]:
     """Rates of matrices are a factor of two apart, around each one's best; other weights have four times that.
 
     GaLore and Fira do the same as published: they scale the updates of matrices by 0.25. APOLLO is better without.
     """
-    ours, adam, smaller = (2e-3, 4e-3, 8e-3, 16e-3), (1e-3, 2e-3, 4e-3, 8e-3), (5e-3, 1e-2, 2e-2, 4e-2)
+    ours, smaller = (2e-3, 4e-3, 8e-3, 16e-3), (5e-3, 1e-2, 2e-2, 4e-2)
     larger, largest = (1e-2, 2e-2, 4e-2, 8e-2), (2e-2, 4e-2, 8e-2, 16e-2)
     dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
     residual = {**with_rank, "scaled_residual": True}
@@ -37,13 +37,13 @@ def _beside(name: str, *, rank: int, steps: int, **settings: Any) -> list[Study]
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
-    return _beside("peers-demo-rank32-cpu", rank=32, steps=600, eval_every=100)
+    return _beside("peers-demo-rank32-cpu", rank=32, adam=(5e-4, 1e-3, 2e-3, 4e-3), steps=600, eval_every=100)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
     sizes = {"hidden_size": 64, "intermediate_size": 176, "num_layers": 3, "vocab_size": 2048, "batch_size": 8}
-    return _beside("peers-small-rank16-cpu", rank=16, steps=300, eval_every=50, **sizes)
+    return _beside("peers-small-rank16-cpu", rank=16, adam=(1e-3, 2e-3, 4e-3, 8e-3), steps=300, eval_every=50, **sizes)
 
 
 ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu)
