@@ -8,7 +8,7 @@ from ldadam.comparison.study import Contestant, Study
 
 SEEDS = (0, 1, 2)
 
-# LDAdamW's best on the demo: benchmarks/results/demo_lr_sweep.json.
+# LDAdamW's best on the demo: benchmarks/results/peers-demo-rank32-cpu.json.
 LR = 4e-3
 RANK = 32
 

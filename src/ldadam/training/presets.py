@@ -68,8 +68,8 @@ PRESETS: dict[str, Preset] = {
         num_layers=4,
         num_heads=4,
         rank=32,
-        # The best of five each: benchmarks/results/demo_lr_sweep.json.
-        lr={"ldadamw": 4e-3, "adamw": 2e-3},
+        # The best of four each: benchmarks/results/peers-demo-rank32-cpu.json.
+        lr={"ldadamw": 4e-3, "adamw": 1e-3},
         steps=600,
         batch_size=16,
         sequence_length=128,
