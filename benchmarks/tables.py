@@ -47,7 +47,7 @@ def draw_pictures(page):
     """Draw the picture of each study of a page that has one."""
     for _, file, without_times, _ in STUDY.findall(page):
         picture = ROOT / "docs/images" / f"{Path(file).stem}.png"
-        if picture.exists():
+        if f"images/{picture.name})" in page:
             draw_study(json.loads((ROOT / file).read_text(encoding="utf-8")), picture, times=not without_times)
             print(picture.relative_to(ROOT))
 

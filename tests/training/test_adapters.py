@@ -76,6 +76,6 @@ def test_adapters_begin_as_the_seed_says(encoder):
 
 def test_random_weights_and_models_of_others_are_refused(tmp_path, capsys):
     assert ldadam("pretrain", "--preset", "demo", "--optimizer", "lora", "--steps", 1, "--out", tmp_path) == 2
-    assert "which are random here; use finetune" in capsys.readouterr().err
+    assert "which are random in pretrain: use ldadam finetune" in capsys.readouterr().err
     with pytest.raises(ValueError, match="pre-trained models of transformers, got Linear"):
         add_adapters(torch.nn.Linear(8, 8), rank=2, target_modules=None, seed=0)

@@ -191,7 +191,10 @@ def _descend_(
 
     By rows of the parameter, so that a copy in the dtype of the product is never one of the whole.
     """
-    param, dtype = matrix.own_rows(matrix.param), factor.dtype if key is None else torch.float32
+    # Rounded once: not between two sums, and not the scale of G, which 16 bits may not hold.
+    rounds_once = key is not None or grad_scale is not None
+    param = matrix.own_rows(matrix.param)
+    dtype = torch.promote_types(factor.dtype, torch.float32) if rounds_once else factor.dtype
     left, right = (factor.mT, basis.mT) if matrix.transposed else (basis, factor)
     left, right, cols = left.to(dtype), right.to(dtype), param.shape[1]
     decay = hyper.lr * hyper.weight_decay
@@ -201,7 +204,7 @@ def _descend_(
             weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
         weight.addmm_(left[rows], right, alpha=-1)
         if grad_scale is not None:
-            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale.to(dtype)
+            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale
             matrix.own_rows(weight).sub_(grad * (scale[:, rows] if matrix.transposed else scale))
         if key is not None:
             weight = stochastic_round(weight, param.dtype, key=key + rows.start * cols)

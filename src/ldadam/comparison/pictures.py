@@ -34,7 +34,8 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
         times: whether to draw it against seconds, which say little where the machine had other work.
     """
     rows = [row for row in record["contestants"] if "failed" not in row]
-    ways = [_mean_way(record, row, _common_seeds(record, rows)) for row in rows]
+    seeds = _common_seeds(record, rows)
+    ways = [_mean_way(record, row, seeds) for row in rows]
     with matplotlib.rc_context(STYLE):
         num_panels = 3 if times else 2
         figure = Figure(figsize=(5.2 * num_panels + 2.6, 4.6), layout="constrained")
@@ -42,7 +43,7 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
         _draw_ways(by_step, ways, against=0, label="optimizer steps")
         for ax in by_time:
             _draw_ways(ax, ways, against=1, label="training time (seconds)")
-        _draw_ends(by_bytes, rows, ways)
+        _draw_ends(by_bytes, rows, ways, _spreads(record, rows, seeds))
         handles = [Line2D([], [], color=_color(index), marker=_marker(index)) for index in range(len(rows))]
         figure.legend(handles, [row["name"] for row in rows], loc="outside right upper")
         figure.savefig(path, dpi=110)
@@ -68,12 +69,25 @@ def _mean_way(record: dict[str, Any], row: dict[str, Any], seeds: set[int]) -> W
     return [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in zip(*runs, strict=False)]
 
 
-def _color(index: int) -> Any:
-    return RUN_COLORS[index] if index < len(RUN_COLORS) else matplotlib.colormaps["tab20"](2 * index % 20)
+def _spreads(record: dict[str, Any], rows: Sequence[dict[str, Any]], seeds: set[int]) -> list[float]:
+    """For each optimizer, the standard deviation over seeds of its last loss less that of the first one."""
+    losses = [
+        {trial["seed"]: trial["validation_loss"] for trial in record["trials"] if _is_best(trial, row)} for row in rows
+    ]
+    return [
+        statistics.stdev(of_row[seed] - losses[0][seed] for seed in seeds) if len(seeds) > 1 else 0.0
+        for of_row in losses
+    ]
+
+
+def _color(index: int) -> str:
+    """One more than there are markers, so that it takes over a hundred optimizers to repeat both."""
+    colors = (*RUN_COLORS, "#111111", "#9acd32")
+    return colors[index % len(colors)]
 
 
 def _marker(index: int) -> str:
-    return "osD^v<>PX*"[index % 10]
+    return "osD^v<>PX*h"[index % 11]
 
 
 def _draw_ways(ax: Axes, ways: Sequence[Way], *, against: int, label: str) -> None:
@@ -91,13 +105,12 @@ def _draw_ways(ax: Axes, ways: Sequence[Way], *, against: int, label: str) -> No
     ax.set_title(f"Validation loss against {label.split(' (')[0]}")
 
 
-def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way]) -> None:
+def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way], spreads: Sequence[float]) -> None:
     """The last loss of each against its bytes, and the stairs below which no other lies."""
     sizes = [row["optimizer_bytes"][0] / MIB for row in rows]
     ends = [way[-1][2] if way else math.nan for way in ways]
-    for index, (row, size, end) in enumerate(zip(rows, sizes, ends, strict=True)):
-        spread = (row["difference"] or [None, None])[1]
-        ax.errorbar(size, end, yerr=spread or 0.0, fmt=_marker(index), color=_color(index), capsize=3)
+    for index, (size, end, spread) in enumerate(zip(sizes, ends, spreads, strict=True)):
+        ax.errorbar(size, end, yerr=spread, fmt=_marker(index), color=_color(index), capsize=3)
     best = [(size, end) for size, end in zip(sizes, ends, strict=True) if _is_undominated(size, end, sizes, ends)]
     if best:
         ax.step(*zip(*sorted(best), strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
@@ -105,10 +118,10 @@ def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way]) ->
         ax.set_xscale("log")
     ax.margins(x=0.1)
     ax.set_xlabel("optimizer state (MiB)")
-    ax.set_ylabel("last validation loss")
+    ax.set_ylabel("last validation loss, bars: of the difference from the first")
     ax.set_title("Loss and memory: lower left is better")
 
 
 def _is_undominated(size: float, end: float, sizes: Sequence[float], ends: Sequence[float]) -> bool:
     others = zip(sizes, ends, strict=True)
-    return not any(s <= size and e <= end and (s, e) != (size, end) for s, e in others)
+    return math.isfinite(end) and not any(s <= size and e <= end and (s, e) != (size, end) for s, e in others)

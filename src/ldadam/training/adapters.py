@@ -35,8 +35,9 @@ def add_adapters(model: Any, *, rank: int, target_modules: str | None, seed: int
         raise RunError(f"lora cannot be built: {error}: pip install peft") from error
     groups = lowrank_param_groups(model, rank=rank, target_modules=target_modules)
     projected = {id(param) for group in groups if group["rank"] is not None for param in group["params"]}
-    adapted = [name for name, module in model.named_modules() if id(getattr(module, "weight", None)) in projected]
     heads = [param for name, param in model.named_parameters() if _is_head(name, param, model)]
+    projected -= {id(param) for param in heads}
+    adapted = [name for name, module in model.named_modules() if id(getattr(module, "weight", None)) in projected]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=adapted), model)

@@ -75,6 +75,8 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     config = PretrainConfig(**settings)
     preset = find_preset(config.preset)
     choice = find_optimizer(config.optimizer)
+    if choice.name == "lora":
+        raise UsageError("lora trains adapters beside weights, which are random in pretrain: use ldadam finetune")
     choice.refuse_foreign_options(settings)
     open_values: dict[str, Any] = {"max_grad_norm": choice.max_grad_norm, **choice.defaults()}
     for name in fields_of(PretrainConfig):

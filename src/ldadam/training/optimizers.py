@@ -37,6 +37,7 @@ LDADAMW_OPTIONS: tuple[str, ...] = (
     "target_modules",
     "rank_overrides",
 )
+LORA_OPTIONS: tuple[str, ...] = ("lr", "beta1", "beta2", "eps", "weight_decay", "rank", "target_modules")
 # Every option that belongs to some optimizer: those that the chosen one lacks are refused.
 ALL_OPTIONS = LDADAMW_OPTIONS
 
@@ -143,7 +144,7 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
     passed_on += ("update_interval", "scaled_residual", "skip_nonfinite", "stochastic_rounding")
     hyperparameters = {name: getattr(config, name) for name in passed_on}
-    _scale_dense_lr(groups, config)
+    groups = _with_dense_lr(groups, model, config)
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(
         groups,
@@ -155,12 +156,24 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     )
 
 
-def _scale_dense_lr(groups: list[dict[str, Any]], config: RunConfig) -> None:
-    """What LDAdamW leaves dense gets a learning rate of its own, with any optimizer of the table."""
+def _with_dense_lr(groups: list[dict[str, Any]], model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """Embeddings, heads and vectors in groups with a learning rate of their own; matrices keep theirs at any rank."""
+    from ldadam import lowrank_param_groups
+
+    if config.dense_lr_scale in (None, 1):
+        return groups
     assert config.lr is not None and config.dense_lr_scale is not None
+    by_kind = lowrank_param_groups(model, rank=1)
+    dense = {id(param) for group in by_kind if group["rank"] is None for param in group["params"]}
+    found = []
     for group in groups:
-        if group["rank"] is None:
-            group["lr"] = config.lr * config.dense_lr_scale
+        named = list(zip(group["params"], group["param_names"], strict=True))
+        matrices, others = ([one for one in named if (id(one[0]) in dense) == is_dense] for is_dense in (False, True))
+        for part, own in ((matrices, {}), (others, {"lr": config.lr * config.dense_lr_scale})):
+            if part:
+                params, names = zip(*part, strict=True)
+                found.append({**group, "params": [*params], "param_names": [*names], **own})
+    return found
 
 
 def _parse_overrides(text: str | None) -> dict[str, int | float | None]:
@@ -201,9 +214,8 @@ def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     assert config.lr is not None and config.beta1 is not None and config.beta2 is not None
     assert config.eps is not None and config.weight_decay is not None
     params: list[Any] = [param for param in model.parameters() if param.requires_grad]
-    if config.dense_lr_scale != 1:
-        params = lowrank_param_groups(model, rank=1, target_modules=config.target_modules)
-        _scale_dense_lr(params, config)
+    if config.dense_lr_scale not in (None, 1):
+        params = _with_dense_lr(lowrank_param_groups(model, rank=1), model, config)
     return AdamW(
         params,
         lr=config.lr,
@@ -217,8 +229,6 @@ def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
 def _build_lora(model: nn.Module, config: RunConfig) -> Optimizer:
     from ldadam.training.adapters import add_adapters
 
-    if config.subcommand == "pretrain":
-        raise ValueError("adapters leave the weights of the model as they are, which are random here; use finetune")
     if not isinstance(config.rank, int):
         raise ValueError(f"rank must be a whole number, got {config.rank}")
     add_adapters(model, rank=config.rank, target_modules=config.target_modules, seed=config.seed)
@@ -226,11 +236,11 @@ def _build_lora(model: nn.Module, config: RunConfig) -> Optimizer:
 
 
 def _lora_defaults() -> dict[str, Any]:
-    return {**_adamw_defaults(), "rank": 16}
+    return {name: value for name, value in _adamw_defaults().items() if name in LORA_OPTIONS}
 
 
 OPTIMIZERS: dict[str, OptimizerChoice] = {
     "ldadamw": OptimizerChoice("ldadamw", LDADAMW_OPTIONS, 0.0, _ldadamw_defaults, _build_ldadamw),
     "adamw": OptimizerChoice("adamw", COMMON_OPTIONS, 1.0, _adamw_defaults, _build_adamw),
-    "lora": OptimizerChoice("lora", (*COMMON_OPTIONS, "rank", "target_modules"), 1.0, _lora_defaults, _build_lora),
+    "lora": OptimizerChoice("lora", LORA_OPTIONS, 1.0, _lora_defaults, _build_lora),
 }

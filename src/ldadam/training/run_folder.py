@@ -31,6 +31,10 @@ def refuse_existing(run: Path) -> None:
         raise UsageError(f"out must be a folder, and {run} is a file")
 
 
+# What runs did that were begun before these settings existed.
+_BEFORE = {"dense_lr_scale": 1.0, "scaled_residual": False}
+
+
 def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict[str, Any]], Config]) -> Config:
     """The configuration of the run to be resumed, with those of `settings` that may change."""
     run = Path(settings.get("out") or kind.out)
@@ -39,7 +43,9 @@ def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict
     if (subcommand := _subcommand(run)) != kind.subcommand:
         raise UsageError(f"{run} holds a run of `ldadam {subcommand}`, which resumes it")
     recorded = read_config_file(run / CONFIG_FILE, kind)
-    if not find_optimizer(recorded["optimizer"]).resumes:
+    optimizer = find_optimizer(recorded["optimizer"])
+    recorded = {name: value for name, value in _BEFORE.items() if name in optimizer.options} | recorded
+    if not optimizer.resumes:
         raise UsageError(
             f"{run} was trained with {recorded['optimizer']}, whose state holds more than tensors and is not read from "
             "checkpoints: begin anew, in another --out"
