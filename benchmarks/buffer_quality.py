@@ -60,6 +60,7 @@ RUNS = [(name, seed) for part in (PRODUCT, BY_CHANCE, FEWER_BITS) for seed in SE
 def make_config(storage: Storage, seed: int, out: str) -> PretrainConfig:
     kept = {"error_dtype": storage.error_dtype} if storage.error_dtype else {"error_feedback": False}
     settings = {"preset": "demo", "optimizer": "ldadamw", "seed": seed, "device": "cpu", "threads": 1, "out": out}
+    settings["dense_lr_scale"] = 1.0  # as in the runs that are recorded
     steps = resolve(settings).steps
     return resolve({**settings, **kept, "eval_every": steps, "save_every": steps, "monitor_every": 0})
 

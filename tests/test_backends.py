@@ -19,6 +19,8 @@ from builders import (
     take_step,
 )
 from ldadam import LDAdamW, describe, error_buffer, pieces, subspace
+from ldadam.backends import batched
+from ldadam.backends.matrices import chunks
 from ldadam.backends.update import ParamUpdate
 from ldadam.hyperparameters import NAMES, Hyperparameters
 from ldadam.layout import matrix_dims, matrix_layout
@@ -464,3 +466,25 @@ def test_cuda_does_not_synchronise_in_steady_state():
         optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_residual_is_rounded_once_and_its_scale_never(dtype):
+    """On CUDA factors may have 16 bits, which the scale of a column with a tiny gradient does not fit into."""
+    param, grad = parameter(24, 40, dtype=dtype), normal(24, 40, seed=1).to(dtype)
+    grad[:, 3] = 0
+    grad[5, 3] = 6e-8
+    hyper = Hyperparameters(rank=4, scaled_residual=True)
+    layout = matrix_layout(param.shape, rank=4, proj_type="std")
+    update = ParamUpdate(param, grad, create_state(param, layout, hyper), 2.0, hyper, layout)
+    (chunk,) = chunks([update], max_scratch=2**20)
+    basis, factor = normal(24, 4, seed=2).to(dtype), 1e-3 * normal(4, 40, seed=3).to(dtype)
+    scale = torch.full((1, 40), 1e-3)
+    scale[0, 3] = 9e4
+    before = param.detach().double()
+    with torch.no_grad():
+        batched._descend_(chunk.matrices[0], basis, factor, scale, hyper=hyper, key=None)
+    exact = before - basis.double() @ factor.double() - scale.double() * grad.double()
+    half_a_unit = torch.finfo(dtype).eps / 2 * exact.abs() + torch.finfo(dtype).tiny
+    # Half a unit in the last place, and a few of float32 for the sum itself.
+    assert ((param.double() - exact).abs() <= half_a_unit + 1e-5 * exact.abs().max()).all()

@@ -25,7 +25,7 @@ def step_in_backward(
 
     With `accumulation_steps` above 1, the gradients of micro-batches are added into the error buffers of low-rank
     parameters (rounded to the buffer's dtype) and freed; the last backward moves the parameter. What has no error
-    buffer, and groups with `skip_nonfinite` or `capturable`, accumulate in `.grad`.
+    buffer, and groups with `skip_nonfinite`, `capturable` or `scaled_residual`, accumulate in `.grad`.
 
     Not possible, since it needs all gradients at once or after backward:
 

@@ -50,7 +50,8 @@ class LDAdamW(Optimizer):
             blocks of 64 entries of a row, "int8" (8.25 bits an entry) or "int4" (4.25). It may change between steps.
         update_interval: steps from one move of the subspace to the next; between them the basis is kept.
         scaled_residual: whether what the subspace misses of the present gradient moves the weights as well, each column
-            scaled as Adam scales what the subspace sees of it. Needs no state; not possible with compressed gradients.
+            scaled as Adam scales what the subspace sees of it. Needs no state, but `step_in_backward` then accumulates
+            in `.grad`; not possible with compressed gradients.
         maximize: ascend instead of descend.
         backend: how a step is computed: "eager" is the page, one matrix at a time; "batched" is six products with
             torch's kernels; "compiled" the page through torch.compile; "triton" six products with kernels for CUDA;

@@ -74,8 +74,23 @@ def test_adapters_begin_as_the_seed_says(encoder):
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_head_of_several_layers_is_trained_in_full_and_not_adapted():
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    model = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=40, dim=32, hidden_dim=48, n_layers=1, n_heads=2)
+    )
+    add_adapters(model, rank=4, target_modules=None, seed=0)
+    trained = {name for name, param in model.named_parameters() if param.requires_grad and "lora_" not in name}
+    assert trained == {f"{layer}.{kind}" for layer in ("pre_classifier", "classifier") for kind in ("weight", "bias")}
+    assert any("lora_" in name for name, _ in model.named_parameters())
+
+
 def test_random_weights_and_models_of_others_are_refused(tmp_path, capsys):
     assert ldadam("pretrain", "--preset", "demo", "--optimizer", "lora", "--steps", 1, "--out", tmp_path) == 2
     assert "which are random in pretrain: use ldadam finetune" in capsys.readouterr().err
+    table = write_table(tmp_path / "moods.csv", labelled_rows())
+    assert ldadam(*options(tmp_path / "run", "any", table, **{"dense-lr-scale": 4.0})) == 2
+    assert "dense_lr_scale has no effect on lora" in capsys.readouterr().err
     with pytest.raises(ValueError, match="pre-trained models of transformers, got Linear"):
         add_adapters(torch.nn.Linear(8, 8), rank=2, target_modules=None, seed=0)

@@ -46,6 +46,18 @@ def test_what_stays_dense_may_have_a_learning_rate_of_its_own(tmp_path, optimize
     assert found == {name: 1e-3 if name in matrices else 4e-3 for name in names.values()}
 
 
+@pytest.mark.parametrize("options", [{"rank_overrides": "q_proj=none"}, {"target_modules": "out"}])
+def test_a_matrix_without_a_rank_keeps_the_learning_rate_of_matrices(tmp_path, options):
+    module = model()
+    built = build_optimizer(module, config(tmp_path, tmp_path, rank=4, lr=1e-3, dense_lr_scale=4.0, **options))
+    names = {id(param): name for name, param in module.named_parameters()}
+    found = {
+        names[id(param)]: (group["rank"], group["lr"]) for group in built.param_groups for param in group["params"]
+    }
+    assert found["q_proj.weight"] == (None, 1e-3) and found["out.weight"] == (4, 1e-3)
+    assert found["embed_tokens.weight"] == found["q_proj.bias"] == (None, 4e-3)
+
+
 def test_peers_get_the_matrices_that_ldadamw_projects():
     from ldadam import lowrank_param_groups
 

@@ -198,6 +198,20 @@ def test_resuming_with_another_torch_says_so(tmp_path, finished, capsys):
     assert f"torch 1.0 is now {torch.__version__}: numbers may differ" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw"])
+def test_a_run_older_than_a_setting_resumes_as_it_was(tmp_path, corpus, optimizer):
+    """With one learning rate for all weights, which the preset no longer has."""
+    run = tmp_path / "run"
+    assert ldadam(*options(run, corpus, optimizer=optimizer, dense_lr_scale=1.0)) == 0
+    expected = numbers(run)
+    shutil.rmtree(run / "checkpoint-12")
+    config_file, young = run / "config.yaml", ("dense_lr_scale:", "scaled_residual:")
+    lines = config_file.read_text().splitlines(keepends=True)
+    config_file.write_text("".join(line for line in lines if not line.startswith(young)))
+    assert ldadam("pretrain", "--resume", "--out", run) == 0
+    assert numbers(run) == expected
+
+
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path, corpus, finished):
     run = tmp_path / "run"
     shutil.copytree(finished["ldadamw"], run)

@@ -204,8 +204,8 @@ def _descend_(
             weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
         weight.addmm_(left[rows], right, alpha=-1)
         if grad_scale is not None:
-            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale
-            matrix.own_rows(weight).sub_(grad * (scale[:, rows] if matrix.transposed else scale))
+            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale.to(dtype)
+            matrix.own_rows(weight).addcmul_(grad, scale[:, rows] if matrix.transposed else scale, value=-1)
         if key is not None:
             weight = stochastic_round(weight, param.dtype, key=key + rows.start * cols)
         if weight.dtype != param.dtype or key is not None:

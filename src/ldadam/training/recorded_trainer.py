@@ -70,7 +70,7 @@ class RecordedTrainer(Trainer):
             self.ranks.on_first(lambda: self._publish(self.run_folder / checkpoints.PARTIAL / name))
 
     def _write_checkpoint(self, model: nn.Module, trial: Any, partial: Path) -> None:
-        """The checkpoint of one process, which `from_pretrained` reads."""
+        """The checkpoint of one process, which `from_pretrained` reads where no adapters are in the model."""
         self._saving_to = partial.parent
         try:
             super()._save_checkpoint(model, trial)
