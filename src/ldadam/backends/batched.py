@@ -152,7 +152,6 @@ class TorchProducts:
                 grad = descent_grad(matrix, rows, seen.dtype, maximize=self.chunk.hyper.maximize)
                 m_rows, n_cols = (slice(None), rows) if matrix.transposed else (rows, slice(None))
                 each_seen[:, n_cols].addmm_(each_basis[m_rows].mT, grad)
-                # On CPUs three times as fast as a norm along the rows.
                 each_square[:, n_cols].add_(grad.square().sum(dim=-2, keepdim=True))
         return seen, squares
 
