@@ -118,7 +118,7 @@ def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way], sp
         ax.set_xscale("log")
     ax.margins(x=0.1)
     ax.set_xlabel("optimizer state (MiB)")
-    ax.set_ylabel("last validation loss, bars: of the difference from the first")
+    ax.set_ylabel("last validation loss ± spread against the first")
     ax.set_title("Loss and memory: lower left is better")
 
 
