@@ -483,7 +483,7 @@ def test_the_residual_is_rounded_once_and_its_scale_never(dtype):
     scale[0, 3] = 9e4
     before = param.detach().double()
     with torch.no_grad():
-        batched._descend_(chunk.matrices[0], basis, factor, scale, hyper=hyper, key=None)
+        batched._descend_(chunk.matrices[0], basis, factor, scale, decay=0.0, maximize=False, key=None)
     exact = before - basis.double() @ factor.double() - scale.double() * grad.double()
     half_a_unit = torch.finfo(dtype).eps / 2 * exact.abs() + torch.finfo(dtype).tiny
     # Half a unit in the last place, and a few of float32 for the sum itself.

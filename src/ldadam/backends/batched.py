@@ -12,7 +12,6 @@ from ldadam.backends.matrices import Chunk, Matrix, chunks
 from ldadam.backends.partial import run_alone
 from ldadam.backends.six_products import Descent, Products, accepted, advance_, step_chunk_, target_rows
 from ldadam.backends.update import ParamUpdate
-from ldadam.hyperparameters import Hyperparameters
 from ldadam.pieces import pieces
 from ldadam.rounding import stochastic_round
 from ldadam.subspace import cholesky_qr, nonzero, orthonormalize
@@ -161,14 +160,14 @@ class TorchProducts:
         """E = A - [U, U_minus] lost and W = (1 - lr wd) W - U descent, less G by columns, in place."""
         chunk, corrected = self.chunk, self.corrected
         each_basis, each_lost = ([part.to(corrected.dtype).unbind() for part in parts] for parts in (bases, lost))
-        descents = descent.to(corrected.dtype).unbind()
+        descents, decay = descent.to(corrected.dtype).unbind(), chunk.hyper.lr * chunk.hyper.weight_decay
         for index, matrix in enumerate(chunk.matrices):
             if matrix.has_error:
                 pairs = zip(each_basis, each_lost, strict=True)
                 self._lose_(index, [(basis[index], factor[index]) for basis, factor in pairs])
             key = chunk.noise_key(index) if chunk.kind.rounds_by_chance else None
-            scale = None if grad_scale is None else grad_scale[index]
-            _descend_(matrix, each_basis[0][index], descents[index], scale, hyper=chunk.hyper, key=key)
+            factors = each_basis[0][index], descents[index], None if grad_scale is None else grad_scale[index]
+            _descend_(matrix, *factors, decay=decay, maximize=chunk.hyper.maximize, key=key)
 
     def _lose_(self, index: int, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
         """E = A less the product of each pair of factors, stored; no copy of A is left."""
@@ -184,7 +183,8 @@ def _descend_(
     factor: Tensor,
     grad_scale: Tensor | None,
     *,
-    hyper: Hyperparameters,
+    decay: float | Tensor,
+    maximize: bool,
     key: int | Tensor | None,
 ) -> None:
     """W = (1 - lr wd) W - U descent - scale G, in place; rounded by chance with the noise of `key`, where there is one.
@@ -197,14 +197,13 @@ def _descend_(
     dtype = torch.promote_types(factor.dtype, torch.float32) if rounds_once else factor.dtype
     left, right = (factor.mT, basis.mT) if matrix.transposed else (basis, factor)
     left, right, cols = left.to(dtype), right.to(dtype), param.shape[1]
-    decay = hyper.lr * hyper.weight_decay
     for rows in pieces(param):
         weight = param[rows].to(dtype)
         if isinstance(decay, Tensor) or decay:
             weight.mul_(1 - (decay if matrix.accept is None else decay * matrix.accept.double()))
         weight.addmm_(left[rows], right, alpha=-1)
         if grad_scale is not None:
-            grad, scale = descent_grad(matrix, rows, dtype, maximize=hyper.maximize), grad_scale.to(dtype)
+            grad, scale = descent_grad(matrix, rows, dtype, maximize=maximize), grad_scale.to(dtype)
             matrix.own_rows(weight).addcmul_(grad, scale[:, rows] if matrix.transposed else scale, value=-1)
         if key is not None:
             weight = stochastic_round(weight, param.dtype, key=key + rows.start * cols)

@@ -36,8 +36,7 @@ class Corrected:
             assert matrix.error is not None
             return matrix.error
         if not matrix.has_error:
-            grad = _accepted_grad(matrix).to(self.dtype)
-            return -grad if self.chunk.hyper.maximize else grad
+            return descent_grad(matrix, slice(None), self.dtype, maximize=self.chunk.hyper.maximize)
         return self._add_grad(matrix, self._error(matrix))
 
     def _error(self, matrix: Matrix) -> Tensor:
@@ -49,7 +48,7 @@ class Corrected:
         return matrix.own_rows(quantization.decode(matrix.quantized, cols=cols, dtype=self.dtype))
 
     def _add_grad(self, matrix: Matrix, error: Tensor) -> Tensor:
-        return error.add_(_accepted_grad(matrix), alpha=-1 if self.chunk.hyper.maximize else 1)
+        return error.add_(_accepted(matrix, matrix.grad), alpha=-1 if self.chunk.hyper.maximize else 1)
 
     def keep_(self, index: int, error: Tensor) -> None:
         """Store E where A was not formed in its place."""
@@ -64,14 +63,12 @@ class Corrected:
 
 def descent_grad(matrix: Matrix, rows: slice, dtype: torch.dtype, *, maximize: bool) -> Tensor:
     """The gradient to descend, the projected side first, of some of the parameter's own rows; zero where refused."""
-    grad = matrix.own_rows(matrix.own_rows(matrix.grad)[rows]).to(dtype)
-    if matrix.accept is not None:
-        grad = torch.where(matrix.accept, grad, 0)
+    grad = _accepted(matrix, matrix.own_rows(matrix.own_rows(matrix.grad)[rows])).to(dtype)
     return -grad if maximize else grad
 
 
-def _accepted_grad(matrix: Matrix) -> Tensor:
-    return matrix.grad if matrix.accept is None else torch.where(matrix.accept, matrix.grad, 0)
+def _accepted(matrix: Matrix, grad: Tensor) -> Tensor:
+    return grad if matrix.accept is None else torch.where(matrix.accept, grad, 0)
 
 
 def _product_dtype(matrix: Matrix, dtype: torch.dtype) -> torch.dtype:
