@@ -155,9 +155,9 @@ def test_a_picture_is_of_the_seeds_that_all_have_and_of_their_mean():
             way = {"validation": [[1, 10.0, 2 * loss], [2, 20.0, loss]]}
             results.outcomes[Trial(contestant, 1e-3, seed)] = {**outcome(loss), **way}
     record = results.record()
-    seeds = pictures._common_seeds(record, record["contestants"])
-    assert seeds == {0, 1}
-    ways = [pictures._mean_way(record, row, seeds) for row in record["contestants"]]
+    runs = [pictures._of_best(record, row) for row in record["contestants"]]
+    assert pictures._common_seeds(runs) == {0, 1}
+    ways = [pictures._mean_way([of_row[seed] for seed in (0, 1)]) for of_row in runs]
     assert ways == [[[1, 10.0, 6.0], [2, 20.0, 3.0]], [[1, 10.0, 9.0], [2, 20.0, 4.5]]]
 
 

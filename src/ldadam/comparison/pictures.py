@@ -34,8 +34,9 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
         times: whether to draw it against seconds, which say little where the machine had other work.
     """
     rows = [row for row in record["contestants"] if "failed" not in row]
-    seeds = _common_seeds(record, rows)
-    ways = [_mean_way(record, row, seeds) for row in rows]
+    runs = [_of_best(record, row) for row in rows]
+    seeds = _common_seeds(runs)
+    ways = [_mean_way([of_row[seed] for seed in seeds]) for of_row in runs]
     with matplotlib.rc_context(STYLE):
         num_panels = 3 if times else 2
         figure = Figure(figsize=(5.2 * num_panels + 2.6, 4.6), layout="constrained")
@@ -43,7 +44,7 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
         _draw_ways(by_step, ways, against=0, label="optimizer steps")
         for ax in by_time:
             _draw_ways(ax, ways, against=1, label="training time (seconds)")
-        _draw_ends(by_bytes, rows, ways, _spreads(record, rows, seeds))
+        _draw_ends(by_bytes, rows, ways, _spreads(runs, seeds))
         handles = [Line2D([], [], color=_color(index), marker=_marker(index)) for index in range(len(rows))]
         figure.legend(handles, [row["name"] for row in rows], loc="outside right upper")
         figure.savefig(path, dpi=110)
@@ -53,31 +54,32 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
 Way = list[list[float]]
 
 
-def _common_seeds(record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> set[int]:
-    """The seeds with which every optimizer has a run at its best learning rate."""
-    of_each = [{trial["seed"] for trial in record["trials"] if _is_best(trial, row)} for row in rows]
-    return set.intersection(*of_each) if of_each else set()
+# Runs of one optimizer at its best learning rate, by seed.
+Runs = dict[int, dict[str, Any]]
 
 
-def _is_best(trial: dict[str, Any], row: dict[str, Any]) -> bool:
-    return trial["contestant"] == row["name"] and trial["lr"] == row["lr"]
+def _of_best(record: dict[str, Any], row: dict[str, Any]) -> Runs:
+    best = (row["name"], row["lr"])
+    return {trial["seed"]: trial for trial in record["trials"] if (trial["contestant"], trial["lr"]) == best}
 
 
-def _mean_way(record: dict[str, Any], row: dict[str, Any], seeds: set[int]) -> Way:
-    """The mean over seeds of each number of each evaluation."""
-    runs = [trial["validation"] for trial in record["trials"] if _is_best(trial, row) and trial["seed"] in seeds]
-    return [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in zip(*runs, strict=False)]
+def _common_seeds(runs: Sequence[Runs]) -> set[int]:
+    """The seeds that every optimizer has a run of."""
+    return set.intersection(*map(set, runs)) if runs else set()
 
 
-def _spreads(record: dict[str, Any], rows: Sequence[dict[str, Any]], seeds: set[int]) -> list[float]:
+def _mean_way(runs: Sequence[dict[str, Any]]) -> Way:
+    """The mean over runs of each number of each evaluation."""
+    evaluations = zip(*(run["validation"] for run in runs), strict=False)
+    return [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in evaluations]
+
+
+def _spreads(runs: Sequence[Runs], seeds: set[int]) -> list[float]:
     """For each optimizer, the standard deviation over seeds of its last loss less that of the first one."""
-    losses = [
-        {trial["seed"]: trial["validation_loss"] for trial in record["trials"] if _is_best(trial, row)} for row in rows
-    ]
-    return [
-        statistics.stdev(of_row[seed] - losses[0][seed] for seed in seeds) if len(seeds) > 1 else 0.0
-        for of_row in losses
-    ]
+    if len(seeds) < 2:
+        return [0.0] * len(runs)
+    first, loss = runs[0], "validation_loss"
+    return [statistics.stdev(of_row[seed][loss] - first[seed][loss] for seed in seeds) for of_row in runs]
 
 
 def _color(index: int) -> str:
