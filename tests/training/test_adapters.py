@@ -5,20 +5,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import labelled_rows, save_encoder, write_table
+from tiny_models import labelled_rows, write_table
 from tiny_runs import ldadam, numbers
 
 from ldadam.training.adapters import add_adapters
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_table(tmp_path_factory.mktemp("table") / "moods.csv", labelled_rows())
 
 
 def options(out, encoder, table, **changes):

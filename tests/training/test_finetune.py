@@ -22,16 +22,6 @@ TINY |= {"threads": 1, "device": "cpu"}
 RANK = {"ldadamw": {"rank": 4}, "adamw": {}}
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_table(tmp_path_factory.mktemp("table") / "moods.csv", labelled_rows())
-
-
 def options(out, encoder, table, **changes):
     settings = {**TINY, **RANK[changes.get("optimizer", "ldadamw")], "model": encoder, "train": table, "out": out}
     settings |= {name.replace("_", "-"): value for name, value in changes.items()}
