@@ -45,8 +45,14 @@ def ablations_demo_rank32_cpu() -> list[Study]:
         _changed("subspace moves every 10 steps", update_interval=10),
         _changed("subspace moves every 100 steps", update_interval=100),
     )
-    shared = {"preset": "demo", "dense_lr_scale": 4.0, "device": "cpu", "eval_every": 100, "save_every": 600}
-    shared["monitor_every"] = 0
+    shared = {
+        "preset": "demo",
+        "dense_lr_scale": 4.0,
+        "device": "cpu",
+        "eval_every": 100,
+        "save_every": 600,
+        "monitor_every": 0,
+    }
     return [Study("ablations-demo-rank32-cpu", "one thing changed", "pretrain", shared, contestants, SEEDS)]
 
 
