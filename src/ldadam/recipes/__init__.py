@@ -9,14 +9,14 @@ import difflib
 from collections.abc import Callable
 
 from ldadam.comparison.study import Study
-from ldadam.recipes import ablations, finetuning, peers, pretraining, small
+from ldadam.recipes import ablations, finetuning, ideas, peers, pretraining, small
 from ldadam.training.errors import UsageError
 
 Recipe = Callable[[], list[Study]]
 
 RECIPES: dict[str, Recipe] = {
     function.__name__.replace("_", "-"): function
-    for module in (pretraining, finetuning, small, ablations, peers)
+    for module in (pretraining, finetuning, small, ablations, ideas, peers)
     for function in module.ALL
 }
 

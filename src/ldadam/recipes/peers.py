@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ldadam.comparison.study import Contestant, Study
+from ldadam.recipes.llamas import DEMO, HALF_DEMO
 
 SEEDS = (0, 1, 2)
 
 
-def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **settings: Any) -> list[Study]:
+def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: tuple[float, ...]) -> list[Study]:
     """Rates of matrices are a factor of two apart, around each one's best; other weights have four times that.
 
     GaLore and Fira do the same as published: they scale the updates of matrices by 0.25. APOLLO is better without.
@@ -31,19 +32,17 @@ def _beside(name: str, *, rank: int, adam: tuple[float, ...], steps: int, **sett
         Contestant("adamw8bit", adam, dense),
         Contestant("adamw4bit", adam, dense),
     )
-    shared = {"preset": "demo", "device": "cpu", "steps": steps, "save_every": steps, "monitor_every": 0, **settings}
-    return [Study(name, "every optimizer that can be installed beside it", "pretrain", shared, contestants, SEEDS)]
+    return [Study(name, "every optimizer that can be installed beside it", "pretrain", llama, contestants, SEEDS)]
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
-    return _beside("peers-demo-rank32-cpu", rank=32, adam=(5e-4, 1e-3, 2e-3, 4e-3), steps=600, eval_every=100)
+    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, adam=(5e-4, 1e-3, 2e-3, 4e-3))
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
-    sizes = {"hidden_size": 64, "intermediate_size": 176, "num_layers": 3, "vocab_size": 2048, "batch_size": 8}
-    return _beside("peers-small-rank16-cpu", rank=16, adam=(1e-3, 2e-3, 4e-3, 8e-3), steps=300, eval_every=50, **sizes)
+    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, adam=(1e-3, 2e-3, 4e-3, 8e-3))
 
 
 ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu)
