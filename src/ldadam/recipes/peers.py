@@ -36,7 +36,7 @@ def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: tuple[float, .
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
-    """The demo's Llama on Python's own sources, rank 32, two cores: what `make bench-peers` installs."""
+    """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
     return _beside("peers-demo-rank32-cpu", DEMO, rank=32, adam=(5e-4, 1e-3, 2e-3, 4e-3))
 
 

@@ -14,9 +14,12 @@ SEEDS = (0, 1, 2)
 # As many for each: LDAdamW's best rate was three times AdamW's on the first of these tasks (docs/log.md).
 LDADAMW_RATES = (1e-4, 3e-4, 1e-3)
 ADAMW_RATES = (3e-5, 1e-4, 3e-4)
+LORA_RATES = (1e-3, 3e-3, 1e-2)
 
 
-def _minilm(name: str, task: str, *, steps: int, eval_every: int, **settings: Any) -> list[Study]:
+def _minilm(
+    name: str, task: str, *, steps: int, eval_every: int, beside: tuple[Contestant, ...] = (), **settings: Any
+) -> list[Study]:
     """MiniLM, batches of 16, at most 128 tokens, linear decay: RoBERTa's settings on GLUE, but for the length."""
     shared = {
         "model": "minilm",
@@ -28,7 +31,7 @@ def _minilm(name: str, task: str, *, steps: int, eval_every: int, **settings: An
         "device": "cpu",
         **settings,
     }
-    contestants = (Contestant("ldadamw", LDADAMW_RATES, {"rank": 8}), Contestant("adamw", ADAMW_RATES))
+    contestants = (Contestant("ldadamw", LDADAMW_RATES, {"rank": 8}), Contestant("adamw", ADAMW_RATES), *beside)
     return [Study(name, f"MiniLM on {task}", "finetune", shared, contestants, SEEDS)]
 
 
@@ -39,7 +42,8 @@ def minilm_movie_sentiment_rank8_cpu() -> list[Study]:
 
 def minilm_trec_rank8_cpu() -> list[Study]:
     """MiniLM on what questions ask for, rank 8, two cores: 450 steps."""
-    return _minilm("minilm-trec-rank8-cpu", "trec", steps=450, eval_every=150)
+    lora = Contestant("lora", LORA_RATES, {"rank": 8})
+    return _minilm("minilm-trec-rank8-cpu", "trec", steps=450, eval_every=150, beside=(lora,))
 
 
 def minilm_boolq_rank8_cpu() -> list[Study]:
