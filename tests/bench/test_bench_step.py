@@ -9,8 +9,9 @@ import torch
 from test_bench_parts import WRONG, spoil
 
 from ldadam.backends.batched import TorchProducts
-from ldadam.bench.subjects import _ENTRIES
+from ldadam.bench.subjects import _ENTRIES, find_entry
 from ldadam.cli import run
+from ldadam.peers import Weights
 
 TINY = ("--model", "12x20:2,20x12:1", "--rank", "4", "--repeats", "2", "--threads", "1")
 
@@ -48,6 +49,21 @@ def test_the_residual_has_a_speed_where_it_equals_the_page_with_it(monkeypatch, 
     monkeypatch.setattr(TorchProducts, "see_grad", lambda self, basis: [2 * part for part in see_grad(self, basis)])
     assert bench("--optimizers", "adamw,ldadamw:residual") == 1
     assert "ldadamw:residual does not equal the page" in capsys.readouterr().err
+
+
+def test_a_kept_step_is_one_between_two_moves_of_the_subspace(tmp_path):
+    path = tmp_path / "step.json"
+    assert bench("--optimizers", "ldadamw,ldadamw:kept", "--json", path) == 0
+    (result,) = json.loads(path.read_text())["results"]
+    assert [each["backend"] for each in result["equality"]] == ["auto", "kept"]
+    param = torch.nn.Parameter(torch.zeros(12, 16))
+    stepper = find_entry("ldadamw:kept").build(Weights([param], []), 4)
+    bases = []
+    for seed in range(3):
+        param.grad = torch.randn(12, 16, generator=torch.Generator().manual_seed(seed))
+        stepper.step()
+        bases.append(stepper.state[param]["basis"].clone())
+    assert torch.equal(bases[0], bases[1]) and torch.equal(bases[1], bases[2])
 
 
 def test_every_model_and_rank_is_timed_with_all_parameters(tmp_path):

@@ -19,8 +19,15 @@ from ldadam.training.errors import UsageError
 
 LR = 1e-4
 
-RESIDUAL = "residual"
-_VARIANTS = ("graph", RESIDUAL)
+# No step that is timed as an ordinary one recomputes a projection.
+_NEVER = sys.maxsize
+
+# What is timed under a name of its own, beside the backends and "graph": "kept" is a step that keeps its basis.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "residual": {"scaled_residual": True},
+    "kept": {"update_interval": _NEVER},
+}
+_VARIANTS = ("graph", *OPTIONS)
 
 
 class Stepper(Protocol):
@@ -58,10 +65,6 @@ class Entry:
     refresh: Callable[[Any, Tensor], None] | None = None
 
 
-# No step that is timed as an ordinary one recomputes a projection.
-_NEVER = sys.maxsize
-
-
 def find_entry(name: str) -> Entry:
     """The optimizer called `name`: a row of the table, LDAdamW with a backend, or module:Class.
 
@@ -71,7 +74,7 @@ def find_entry(name: str) -> Entry:
     base, _, variant = name.partition(":")
     if base == "ldadamw" and variant in ("", *_VARIANTS, *BACKENDS):
         backend = variant or "auto"
-        return Entry(name, _ldadamw(backend), backend=backend, counts_bytes=backend != RESIDUAL)
+        return Entry(name, _ldadamw(backend), backend=backend, counts_bytes=backend not in OPTIONS)
     if name in _ENTRIES:
         return _ENTRIES[name]
     if variant and base not in ("ldadamw", *_ENTRIES):
@@ -82,7 +85,7 @@ def find_entry(name: str) -> Entry:
 
 def options_of(variant: str) -> dict[str, Any]:
     """What tells a variant of LDAdamW from its defaults."""
-    return {"backend": "auto", "scaled_residual": True} if variant == RESIDUAL else {"backend": variant}
+    return {"backend": "auto", **OPTIONS[variant]} if variant in OPTIONS else {"backend": variant}
 
 
 def _ldadamw(backend: str) -> Callable[[Weights, int], Stepper]:
@@ -90,7 +93,7 @@ def _ldadamw(backend: str) -> Callable[[Weights, int], Stepper]:
 
 
 def ldadamw(weights: Weights, rank: int, *, backend: str, **options: Any) -> Stepper:
-    """LDAdamW with a backend; "graph" is "auto", captured in a CUDA graph, "residual" with the scaled residual."""
+    """LDAdamW with a backend; "graph" is "auto", captured in a CUDA graph; or "auto" with one of `OPTIONS`."""
     groups = groups_of(weights, rank=rank)
     if backend == "graph":
         return CapturedStep(LDAdamW(groups, rank=None, capturable=True, **options))

@@ -79,8 +79,8 @@ def bench_step(
     optimizers: Annotated[
         str,
         typer.Option(
-            help="ldadamw[:BACKEND], ldadamw:residual, adamw, adamw:foreach, adafactor, muon, adamw8bit, adamw4bit, "
-            "galore, apollo, fira, dct, module:Class; with commas between."
+            help="ldadamw[:BACKEND], ldadamw:residual, ldadamw:kept, adamw, adamw:foreach, adafactor, muon, adamw8bit, "
+            "adamw4bit, galore, apollo, fira, dct, module:Class; with commas between."
         ),
     ] = "ldadamw,ldadamw:eager,adamw,adamw:foreach",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
