@@ -21,3 +21,17 @@ HALF_DEMO: dict[str, Any] = {
     "eval_every": 50,
     "save_every": 300,
 }
+
+# Ten million parameters, six minutes a run.
+TEN_MILLION: dict[str, Any] = {
+    **_SHARED,
+    "corpus": "gutenberg",
+    "hidden_size": 320,
+    "intermediate_size": 864,
+    "num_layers": 6,
+    "num_heads": 5,
+    "batch_size": 8,
+    "steps": 300,
+    "eval_every": 100,
+    "save_every": 300,
+}

@@ -5,44 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 from ldadam.comparison.study import Contestant, Study
-from ldadam.recipes.llamas import DEMO, HALF_DEMO
+from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 
 SEEDS = (0, 1, 2)
 
 
-def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: tuple[float, ...]) -> list[Study]:
+def _beside(
+    name: str, llama: dict[str, Any], *, rank: int, adam: float, scale: float = 1.0, num_rates: int = 4
+) -> list[Study]:
     """Rates of matrices are a factor of two apart, around each one's best; other weights have four times that.
 
     GaLore and Fira do the same as published: they scale the updates of matrices by 0.25. APOLLO is better without.
+
+    Args:
+        name: of the study.
+        llama: what is trained.
+        rank: of all low-rank optimizers.
+        adam: the first rate of the AdamWs.
+        scale: of the others' rates.
+        num_rates: how many are tried.
     """
-    ours, smaller = (2e-3, 4e-3, 8e-3, 16e-3), (5e-3, 1e-2, 2e-2, 4e-2)
-    larger, largest = (1e-2, 2e-2, 4e-2, 8e-2), (2e-2, 4e-2, 8e-2, 16e-2)
+    ours, smaller, larger, largest, adam_rates = (
+        tuple(first * 2**doubling for doubling in range(num_rates))
+        for first in (2e-3 * scale, 5e-3 * scale, 1e-2 * scale, 2e-2 * scale, adam)
+    )
     dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
     residual = {**with_rank, "scaled_residual": True}
     contestants = (
         Contestant("ldadamw", ours, with_rank, "LDAdamW"),
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
         Contestant("ldadamw", ours, {**residual, "error_dtype": "int4"}, "LDAdamW, scaled residual, int4"),
-        Contestant("adamw", adam, dense),
+        Contestant("adamw", adam_rates, dense),
         Contestant("galore", larger, {"rank": rank}),
         Contestant("apollo", smaller, {"rank": rank, "dense_lr_scale": 1.0}),
         Contestant("fira", smaller, {"rank": rank}),
         Contestant("adafactor", largest, dense),
         Contestant("muon", ours, dense),
-        Contestant("adamw8bit", adam, dense),
-        Contestant("adamw4bit", adam, dense),
+        Contestant("adamw8bit", adam_rates, dense),
+        Contestant("adamw4bit", adam_rates, dense),
     )
     return [Study(name, "every optimizer that can be installed beside it", "pretrain", llama, contestants, SEEDS)]
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, adam=(5e-4, 1e-3, 2e-3, 4e-3))
+    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, adam=5e-4)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
-    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, adam=(1e-3, 2e-3, 4e-3, 8e-3))
+    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, adam=1e-3)
 
 
-ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu)
+def peers_gutenberg_rank80_cpu() -> list[Study]:
+    """A Llama of 10 M parameters on eighteen books, rank 80, six minutes a run: the same optimizers, three rates."""
+    return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rank=80, adam=2.5e-4, scale=0.5, num_rates=3)
+
+
+ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu, peers_gutenberg_rank80_cpu)
