@@ -2,6 +2,8 @@
 
 import gc
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -24,6 +26,7 @@ from ldadam.state import create_state
 from tolerances import TOLERANCES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HAS_CUDA = torch.cuda.is_available()
 ALL_ERROR_DTYPES = [None, *ERROR_DTYPES]
 
 
@@ -142,6 +145,24 @@ def test_planned_peak_of_kernels_is_the_measured_one(rank, launches_leave_nothin
     filled(params)
     expected = step_peak(optimizer.param_groups, device=CPU)
     assert measured_peak(optimizer) == pytest.approx(expected, rel=TOLERANCES["planned peak"])
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+from ldadam import plan
+planned = plan("1b", rank=64, error_dtype="int8", dtype="bfloat16", step_in_backward=True)
+print(planned.footprint.total, planned.backend)
+"""
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="a plan for a device of this machine is for what is installed")
+def test_a_plan_for_a_device_elsewhere_does_not_depend_on_what_is_installed_here():
+    expected = plan("1b", rank=64, error_dtype="int8", dtype="bfloat16", step_in_backward=True)
+    printed = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=True).stdout
+    total, backend = printed.split(maxsplit=1)
+    assert int(total) == expected.footprint.total
+    assert backend.strip() == expected.backend and backend.startswith("triton: CUDA, and Triton, as torch for CUDA")
 
 
 def test_planned_peak_of_many_equal_matrices_is_the_measured_one():

@@ -45,16 +45,20 @@ def _by_backend(updates: Sequence[ParamUpdate], backend: str) -> dict[str, list[
     return chosen
 
 
-def pick(device: torch.device) -> str:
-    """What "auto" is on a device: Triton's kernels on CUDA where Triton is installed, else torch's."""
-    return "triton" if device.type == "cuda" and find_spec("triton") is not None else "batched"
+def pick(device: torch.device, *, elsewhere: bool = False) -> str:
+    """What "auto" is on a device: Triton's kernels on CUDA where Triton is installed, else torch's.
+
+    A device `elsewhere` is one of a machine that has Triton, which comes with torch for CUDA on Linux.
+    """
+    has_triton = elsewhere or find_spec("triton") is not None
+    return "triton" if device.type == "cuda" and has_triton else "batched"
 
 
-def explain(backend: str, device: torch.device) -> str:
+def explain(backend: str, device: torch.device, *, elsewhere: bool = False) -> str:
     """Which backend runs on a device, and why, in one line."""
     if backend != "auto":
         return f"{backend}: as its group says"
-    if pick(device) == "triton":
-        batched = "odd layouts, scaled_residual and ranks above 256 (64 with E in codes)"
-        return f"triton: CUDA, and Triton is installed; {batched} run batched"
+    if pick(device, elsewhere=elsewhere) == "triton":
+        why = "CUDA, and Triton, as torch for CUDA on Linux has it" if elsewhere else "CUDA, and Triton is installed"
+        return f"triton: {why}; odd layouts, scaled_residual and ranks above 256 (64 with E in codes) run batched"
     return f"batched: Triton's kernels need CUDA and the triton package; parameters are on {device.type}"

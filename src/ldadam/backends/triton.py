@@ -10,8 +10,6 @@ https://triton-lang.org/main/getting-started/tutorials/08-grouped-gemm.html.
 from collections.abc import Iterator, Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ldadam.algorithm import LowRankState
@@ -34,10 +32,10 @@ MAX_RANK_OF_PRODUCTS = 64
 # Up to this rank it holds all r rows of a few columns, for the r x n chain.
 MAX_RANK = 256
 
-_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Bits of a code and dtype of its storage, where E is in codes.
-_CODES = {torch.int8: (8, tl.int8), torch.uint8: (4, tl.uint8)}
+# Bits of a code by the dtype of its storage, where E is in codes.
+_BITS = {torch.int8: 8, torch.uint8: 4}
 
 
 def step_(updates: Sequence[ParamUpdate]) -> None:
@@ -68,9 +66,9 @@ def suits(update: ParamUpdate) -> bool:
         and error is not None
         and layout.rank <= (MAX_RANK_OF_PRODUCTS if only_by_kernels else MAX_RANK)
         and layout.m * layout.n < 2**31
-        and all(tensor.dtype in _TRITON_DTYPES for tensor in (update.param, update.grad))
+        and all(tensor.dtype in _DTYPES for tensor in (update.param, update.grad))
         and update.param.stride() == update.grad.stride()
-        and (in_codes or (error.dtype in _TRITON_DTYPES and error.stride() == update.param.stride()))
+        and (in_codes or (error.dtype in _DTYPES and error.stride() == update.param.stride()))
         and (update.param.is_contiguous() or not only_by_kernels)
         and _stay_aligned(update)
     )
@@ -102,7 +100,7 @@ def dense_step_(updates: Sequence[ParamUpdate]) -> None:
 def _suits_dense(update: ParamUpdate) -> bool:
     tensors = (update.param, update.grad)
     return update.param.numel() > 0 and all(
-        tensor.dtype in _TRITON_DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
+        tensor.dtype in _DTYPES and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in tensors
     )
 
 
@@ -126,12 +124,20 @@ def _dense_launch_(same: list[ParamUpdate]) -> None:
     if first.rounds_by_chance:
         first_entries = [update.first_entry for update in same]
         keys = noise_keys(numbers, first_entries, common_step(same), first.param.device)
-    kernels.dense_kernel[(triton.cdiv(first.param.numel(), block), len(same))](
+    kernels.dense_kernel[(_ceil_div(first.param.numel(), block), len(same))](
         *tables, scalars.biases(common_step(same)), scalars.accepts, scalars.decays, keys, scalars.scale,
         first.param.numel(), *first.hyper.betas, first.hyper.eps, -1.0 if first.hyper.maximize else 1.0,
-        WEIGHT=_TRITON_DTYPES[first.param.dtype], GRAD=_TRITON_DTYPES[first.grad.dtype],
+        WEIGHT=first.param.dtype, GRAD=first.grad.dtype,
         MASKED=scalars.masked, BY_CHANCE=first.rounds_by_chance, BLOCK=block,
     )  # fmt: skip
+
+
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 class _Launches:
@@ -145,13 +151,13 @@ class _Launches:
         self.count, self.device = len(chunk.matrices), first.param.device
         self.m, self.n, self.rank = chunk.kind.m, chunk.kind.n, chunk.kind.rank
         self.strides = first.param.stride()
-        self.padded_rank = max(16, triton.next_power_of_2(self.rank))
-        self.bits, self.error_dtype = _CODES.get(error.dtype) or (0, _TRITON_DTYPES[error.dtype])
+        self.padded_rank = max(16, _next_power_of_2(self.rank))
+        self.bits, self.error_dtype = _BITS.get(error.dtype, 0), error.dtype
         # A enters products in the dtype of the buffer that it replaces or, added up in registers, of the gradient.
-        product_dtype = first.grad.dtype if self.bits else error.dtype
-        self.factor_dtype = torch.float32 if torch.float32 in (product_dtype, first.param.dtype) else product_dtype
-        self.product_dtype = _TRITON_DTYPES[product_dtype]
-        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, product_dtype.itemsize, self.bits > 0)
+        self.product_dtype = first.grad.dtype if self.bits else error.dtype
+        has_float32 = torch.float32 in (self.product_dtype, first.param.dtype)
+        self.factor_dtype = torch.float32 if has_float32 else self.product_dtype
+        self.tiles = Tiles(self.padded_rank, self.strides[1] == 1, self.product_dtype.itemsize, self.bits > 0)
         self.scalars = Scalars(self.count, self.device, chunk.hyper, chunk.accept)
         self.biases = self.scalars.biases(chunk.step)
 
@@ -172,7 +178,7 @@ class _Launches:
         if self.rank > 128:
             return left @ right.mT
         length, part = left.shape[-1], 1024
-        parts = triton.cdiv(length, part)
+        parts = _ceil_div(length, part)
         products = left.new_empty(self.count, parts, self.rank, self.rank)
         kernels.inner_kernel[(parts, self.count)](
             left, right, products, length, part, self.rank, *left.stride()[1:], *right.stride()[1:],
@@ -190,12 +196,12 @@ class _Launches:
         descent = torch.empty_like(low_rank_grad, dtype=self.factor_dtype)
         right = descent.new_empty(self.count, self.rank * (2 if moves else 1), self.n)
         block = 64 if self.rank <= 64 else 32
-        kernels.moments_kernel[(triton.cdiv(self.n, block), self.count)](
+        kernels.moments_kernel[(_ceil_div(self.n, block), self.count)](
             low_rank_grad, change if moves else low_rank_grad,
             self._addresses("exp_avg"), self._addresses("exp_avg_sq"),
             descent, right, self.biases, self.scalars.accepts,
             self.n, self.rank, *hyper.betas, hyper.eps, self.scalars.scale,
-            MOVES=moves, MASKED=self.scalars.masked, FACTOR=_TRITON_DTYPES[self.factor_dtype],
+            MOVES=moves, MASKED=self.scalars.masked, FACTOR=self.factor_dtype,
             R=self.padded_rank, BLOCK_N=block, BLOCK_K=min(32, self.padded_rank),
             num_warps=4 if self.rank <= 64 else 8, num_stages=2,
         )  # fmt: skip
@@ -218,7 +224,7 @@ class TritonProducts(_Launches):
         )
         self.sign = -1.0 if chunk.hyper.maximize else 1.0
         self.storage = {
-            "GRAD": _TRITON_DTYPES[chunk.matrices[0].grad.dtype],
+            "GRAD": chunk.matrices[0].grad.dtype,
             "ERROR": self.error_dtype,
             "PRODUCT": self.product_dtype,
             "BITS": self.bits,
@@ -241,7 +247,7 @@ class TritonProducts(_Launches):
     def _project(self, basis: Tensor, *, add: bool) -> Tensor:
         rows = basis.new_empty(self.count, self.rank, self.n)
         config = self.tiles.project(adds=add)
-        kernels.project_kernel[(triton.cdiv(self.n, config["BLOCK_N"]), self.count)](
+        kernels.project_kernel[(_ceil_div(self.n, config["BLOCK_N"]), self.count)](
             *self.tables, basis, rows, self.m, self.n, self.rank, *self.strides, self.sign,
             ADD=add, R=self.padded_rank, **self.storage, **config,
         )  # fmt: skip
@@ -252,7 +258,7 @@ class TritonProducts(_Launches):
         rows = rows.contiguous()
         columns = rows.new_empty(self.count, self.m, self.rank)
         config = self.tiles.lift()
-        kernels.lift_kernel[(triton.cdiv(self.m, config["BLOCK_M"]), self.count)](
+        kernels.lift_kernel[(_ceil_div(self.m, config["BLOCK_M"]), self.count)](
             *self.tables, rows, columns, self.m, self.n, self.rank, *self.strides, self.sign,
             R=self.padded_rank, **self.storage, **config,
         )  # fmt: skip
@@ -271,13 +277,13 @@ class TritonProducts(_Launches):
         factors = (torch.cat(bases, dim=-1), *lost, descent)
         left, right, descent = (factor.to(self.factor_dtype).contiguous() for factor in factors)
         config = self.tiles.finish(factor_itemsize=self.factor_dtype.itemsize)
-        tiles = triton.cdiv(self.m, config["BLOCK_M"]) * triton.cdiv(self.n, config["BLOCK_N"])
+        tiles = _ceil_div(self.m, config["BLOCK_M"]) * _ceil_div(self.n, config["BLOCK_N"])
         by_chance = self.chunk.kind.rounds_by_chance
         kernels.finish_kernel[(tiles, self.count)](
             *self.tables, self._addresses("param"), left, right, descent, self.scalars.decays,
             self._noise_keys() if by_chance else self.scalars.accepts,
             self.m, self.n, self.rank, left.shape[-1], *self.strides, *weight.stride(), self.sign,
-            WEIGHT=_TRITON_DTYPES[weight.dtype], BY_CHANCE=by_chance, MOVES=left.shape[-1] > self.rank,
+            WEIGHT=weight.dtype, BY_CHANCE=by_chance, MOVES=left.shape[-1] > self.rank,
             PRECISION="tf32x3", **self.storage, **config,
         )  # fmt: skip
 

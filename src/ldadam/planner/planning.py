@@ -16,7 +16,7 @@ from ldadam.planner.footprint import Footprint, StateBytes, sort_state
 from ldadam.planner.models import Model, PlannedModel, Source, find_source, model_of
 from ldadam.planner.peers import PEERS
 from ldadam.planner.shards import Shard, find_shards, local_part
-from ldadam.planner.step_peak import single_step_peak, step_peak
+from ldadam.planner.step_peak import is_elsewhere, single_step_peak, step_peak
 from ldadam.planner.traffic import gathered_bytes, message_bytes, traffic_of_passes, traffic_of_step
 from ldadam.state import planned_bytes
 
@@ -187,14 +187,14 @@ def find_run(source: Source, settings: Settings, *, dtype: str | torch.dtype | N
 
 def plan_of(run: PlannedRun) -> Plan:
     """The plan of a run, with all optimizers beside the one that was asked for."""
-    settings = run.settings
+    settings, device = run.settings, torch.device(run.settings.device)
     names = (settings.optimizer, *(name for name in OPTIMIZERS if name != settings.optimizer))
     return Plan(
         model=run.model.name,
         num_weights=sum(weight.numel() for weight in [*run.model.frozen, *(shard.param for shard in run.shards)]),
         dtype=str(run.shards[0].param.dtype).removeprefix("torch."),
         settings=settings,
-        backend=explain(settings.options["backend"], torch.device(settings.device)),
+        backend=explain(settings.options["backend"], device, elsewhere=is_elsewhere(device)),
         footprints=tuple(_footprint(name, run) for name in names),
         traffic=_traffic(run),
     )

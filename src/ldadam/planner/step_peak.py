@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
+from ldadam.backends import pick
 from ldadam.hyperparameters import resolve
 from ldadam.live_bytes import LiveBytes
 from ldadam.optimizer import LDAdamW, layout_of
@@ -40,6 +41,11 @@ class SeenAs(TorchFunctionMode):
         return torch.device("meta") if isinstance(argument, torch.device) and argument == self.device else argument
 
 
+def is_elsewhere(device: torch.device) -> bool:
+    """Whether a plan for a device is one for another machine."""
+    return device.type == "cuda" and not torch.cuda.is_available()
+
+
 def step_peak(groups: Sequence[dict[str, Any]], *, device: torch.device) -> int:
     """Bytes at the peak of a step above those before it, for param groups of an `LDAdamW` over meta tensors.
 
@@ -50,18 +56,21 @@ def step_peak(groups: Sequence[dict[str, Any]], *, device: torch.device) -> int:
         groups: of an `LDAdamW`.
         device: where the step would run: "cpu" or "cuda".
     """
-    return max((max(_peaks_of_equals(group, count, device)) for group, count in _kinds(groups)), default=0)
+    return max((max(_peaks_of_equals(group, count, device)) for group, count in _kinds(groups, device)), default=0)
 
 
 def single_step_peak(groups: Sequence[dict[str, Any]], *, device: torch.device) -> int:
     """The same where each parameter is stepped alone, as inside of the backward pass."""
-    return max((max(_peaks(group, 1, device)) for group, _ in _kinds(groups)), default=0)
+    return max((max(_peaks(group, 1, device)) for group, _ in _kinds(groups, device)), default=0)
 
 
-def _kinds(groups: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+def _kinds(groups: Sequence[dict[str, Any]], device: torch.device) -> list[tuple[dict[str, Any], int]]:
     """For each group and shape, a group of one parameter, and how many there are."""
     kinds = Counter((index, p.shape, p.dtype) for index, group in enumerate(groups) for p in group["params"])
     options = [{key: value for key, value in group.items() if key not in ("params", "param_names")} for group in groups]
+    for option in options:
+        if option["backend"] == "auto":
+            option["backend"] = pick(device, elsewhere=is_elsewhere(device))
     return [
         ({**options[index], "params": [torch.empty(shape, dtype=dtype, device="meta")]}, count)
         for (index, shape, dtype), count in kinds.items()
