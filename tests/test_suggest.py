@@ -58,6 +58,14 @@ def test_an_impossible_budget_is_refused_with_the_smallest_plan(totals):
         suggested(smallest - 1)
 
 
+def test_what_was_given_already_is_not_recommended():
+    with pytest.raises(ValueError, match=r'Try dtype="bfloat16" or several devices \(ldadam plan --devices\)$'):
+        suggest("7b", budget_gb=2, step_in_backward=True)
+    asked = {"dtype": "bfloat16", "batch": 1, "seq": 64, "checkpointing": True, "step_in_backward": True}
+    with pytest.raises(ValueError, match=r"Try fewer tokens at a time or several devices"):
+        suggest("7b", budget_gb=2, **asked)
+
+
 @pytest.mark.parametrize("budget_gb", [0, -1, float("nan"), float("inf"), "24", True])
 def test_a_budget_that_is_no_number_of_gigabytes_is_refused(budget_gb):
     with pytest.raises(ValueError, match=f"budget_gb must be a positive number.*got {budget_gb!r}"):

@@ -66,6 +66,7 @@ class LDAdamW(Optimizer):
             effect on float32 and float64 weights, whose rounding is far below any update.
 
     Raises:
+        TypeError: `params` is a module.
         ValueError: a hyperparameter is out of range, or a group has an option that looks misspelt.
 
     Examples:
@@ -107,6 +108,8 @@ class LDAdamW(Optimizer):
         stochastic_rounding: bool = DEFAULTS.stochastic_rounding,
     ):
         arguments = locals()
+        if isinstance(params, torch.nn.Module):
+            raise TypeError("LDAdamW takes parameters, got a module: give it lowrank_param_groups(model, rank=...)")
         super().__init__(params, {name: arguments[name] for name in NAMES})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ def lowrank_param_groups(
         Groups with `params`, `param_names`, `rank` and, where given, `weight_decay`.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: a pattern matches no parameter, or a factor is given without `rank`.
 
     Examples:
@@ -64,6 +65,8 @@ def lowrank_param_groups(
         [(['1.weight'], 8), (['0.weight'], None), (['1.bias'], None)]
         >>> optimizer = LDAdamW(groups, lr=1e-3)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lowrank_param_groups takes the model itself, a torch.nn.Module; got {type(model).__name__}")
     patterns = [target_modules] if isinstance(target_modules, str) else target_modules
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     for pattern in [*(patterns or ()), *(rank_overrides or ())]:

@@ -65,6 +65,11 @@ class Peer:
     scales_matrices: bool = False
     resumes: bool = False
 
+    @property
+    def package(self) -> str:
+        """The module that it comes from, by the name under which it is installed; empty for torch's own."""
+        return "" if "torch>=" in self.install else self.install.replace("-", "_")
+
 
 # Steps from one projection to the next, as GaLore and Fira recommend.
 UPDATE_PROJ_GAP = 200

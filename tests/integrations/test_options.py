@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldadam import LDAdamW, lowrank_param_groups
 from ldadam.integrations.options import build_optimizer
 
 TEXTS = {
@@ -58,3 +59,15 @@ def test_text_that_is_no_value_of_the_option_is_refused_by_name(option, message)
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="rnak"):
         build_optimizer(model(), lr=1e-3, rnak="8")
+
+
+def test_an_unknown_option_is_named_with_one_that_is_close():
+    with pytest.raises(TypeError, match=r"LDAdamW has no option 'update_intervall': did you mean update_interval\?"):
+        build_optimizer(model(), lr=1e-3, update_intervall=4)
+
+
+def test_parameters_where_a_model_belongs_and_the_reverse_are_refused():
+    with pytest.raises(TypeError, match=r"takes the model itself, a torch\.nn\.Module; got generator"):
+        lowrank_param_groups(model().parameters(), rank=4)
+    with pytest.raises(TypeError, match=r"takes parameters, got a module: give it lowrank_param_groups\(model"):
+        LDAdamW(model())

@@ -63,7 +63,7 @@ def test_without_the_train_extra_the_command_says_what_to_install(monkeypatch):
 
 BAD_INPUT = {
     "unknown preset '21m'": {"preset": "21m"},
-    "unknown optimizer 'adamv'": {"optimizer": "adamv"},
+    "unknown optimizer 'adamv': did you mean adamw?": {"optimizer": "adamv"},
     "rank=40 is too large for every matrix of this model": {"rank": 40},
     "rank must be": {"rank": -3},
     "rho must be": {"rho": 3},
@@ -129,7 +129,15 @@ def test_ctrl_c_in_a_command_that_has_nothing_to_save_is_exit_code_130(monkeypat
     # What Python does at the signal; one that a background job ignores would do nothing.
     monkeypatch.setattr("ldadam.planner.command.run_plan", lambda **_: signal.default_int_handler(signal.SIGINT, None))
     assert ldadam("plan") == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "ldadam: stopped; nothing was saved\n"
+
+
+def test_sigterm_before_a_run_has_begun_is_exit_code_130_with_a_word(monkeypatch, capsys):
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("ldadam.planner.command.run_plan", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    assert ldadam("plan") == 130
+    assert capsys.readouterr().err == "ldadam: stopped; nothing was saved\n"
+    assert signal.getsignal(signal.SIGTERM) == previous
 
 
 def test_an_unexpected_failure_is_exit_code_1(monkeypatch, capsys):

@@ -70,6 +70,13 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
         results.add(Trial(ADAMW, 4e-3, 0), other)
 
 
+def test_what_is_not_installed_is_said_before_the_first_run(monkeypatch, capsys):
+    monkeypatch.setattr("ldadam.training.optimizers.find_spec", lambda name: None if name == "torchao" else object())
+    arguments = ("--task", "pretrain:demo", "--optimizers", "adamw,adamw8bit,muon", "--lrs", "1e-3", "--dry-run")
+    assert ldadam("compare", *arguments) == 0
+    assert capsys.readouterr().err == "ldadam: adamw8bit will fail: it needs torchao, which is not installed\n"
+
+
 @pytest.mark.slow
 def test_the_best_learning_rate_meets_the_other_seeds(tmp_path, corpus):
     study = tiny_study(corpus, Contestant("ldadamw", (1e-6, 1e-2), {"rank": 4}), seeds=(0, 1))
@@ -273,7 +280,7 @@ def test_an_unknown_recipe_has_a_hint(capsys):
     assert ldadam("run", "minilm-trec-rank8-cpu", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        len(lines) == 7
+        len(lines) == 10
         and lines[-1].startswith("# then")
         and "runs/minilm-trec-rank8-cpu/ldadamw-lr0.0001-seed0" in lines[0]
     )

@@ -162,7 +162,9 @@ BAD_INPUT = {
     "give task or train, not both": {"task": "cola"},
     "what to train on is missing": {"train": None},
     "model is missing": {"model": None},
-    "could not be loaded": {"model": "./nowhere"},
+    "model './nowhere': there is no such folder": {"model": "./nowhere"},
+    "could not be loaded": {"model": "tests"},
+    "length must be at most 128": {"length": 1000},
     "has no column 'text'": {"text-column": "text"},
     "rank=40 is too large for every matrix": {"rank": 40},
     "give steps or epochs, not both": {"steps": 3},
@@ -173,6 +175,15 @@ BAD_INPUT = {
     "validation belongs to --train FILE": {"train": None, "task": "cola", "validation": "mine.tsv"},
     "device must be auto, cpu or cuda": {"device": "tpu"},
 }
+
+
+def test_a_run_is_not_a_model_but_its_checkpoints_are(tmp_path, finished, encoder, table, capsys):
+    run = finished["ldadamw"]
+    assert ldadam(*options(tmp_path / "next", run, table)) == 2
+    last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert f"a run, whose models are in its checkpoints: give --model {last}\n" in capsys.readouterr().err
+    assert ldadam(*options(tmp_path / "next", last, table, epochs=1)) == 0
+    assert "examples to train on, " in (shown := capsys.readouterr().out) and "; classes: " in shown
 
 
 @pytest.mark.parametrize("sentence", BAD_INPUT)

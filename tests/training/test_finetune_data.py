@@ -55,8 +55,18 @@ def test_problems_of_a_file(tmp_path):
 
 
 BAD_FILES = {
-    "line 1 has no column 'text': found body, label": ('{"body": "x", "label": 1}\n', {}),
-    "has labels of 1 class": ('{"text": "x", "label": 1}\n', {}),
+    "line 1 has no column 'text': found body, label; --text-column names another one": (
+        '{"body": "x", "label": 1}\n',
+        {},
+    ),
+    "column 'label' of train.jsonl holds '1' alone": ('{"text": "x", "label": 1}\n', {}),
+    "line 2 has nothing in column 'label'": ('{"text": "x", "label": 1}\n{"text": "y", "label": " "}\n', {}),
+    "line 1 has nothing in column 'text'": ('{"text": "", "label": 1}\n', {}),
+    "holds 50 different values in 50 rows, such as '0.0'": (
+        "".join(json.dumps({"text": "x", "label": row / 10}) + "\n" for row in range(50)),
+        {},
+    ),
+    "train.jsonl has no rows": ("\n", {}),
     "line 2 is not JSON": ('{"text": "x", "label": 1}\noops\n', {}),
     "line 1 must hold names and values, got list": ("[]\n", {}),
     "has label '2', which": ('{"text": "x", "label": 1}\n{"text": "y", "label": 0}\n', {"validation": "dev.jsonl"}),

@@ -147,7 +147,7 @@ def test_tokens_on_the_command_line_replace_steps_in_the_file(tmp_path, resolved
     ("changes", "sentence"),
     [
         ({"preset": "21m"}, "unknown preset '21m': expected one of demo, 20m"),
-        ({"optimizer": "adamv"}, "unknown optimizer 'adamv': expected one of ldadamw, adamw"),
+        ({"optimizer": "adamv"}, "unknown optimizer 'adamv': did you mean adamw?"),
         ({"optimizer": "adamw", "rank": 4}, "rank has no effect on adamw"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"warmup": 1.5}, "warmup must be a share between 0 and 1, got 1.5"),

@@ -2,11 +2,12 @@
 
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 from tiny_runs import ldadam
 
 from ldadam.report import load_run, write_report
-from ldadam.report.figures import panels_for
+from ldadam.report.figures import draw_captured_kinds, panels_for
 from ldadam.report.run_data import by_kind, layer_number, module_kind
 
 
@@ -45,6 +46,15 @@ def test_pretrain_writes_the_report_unless_told_not_to(tmp_path, finished):
     assert not (finished["ldadamw"] / "report.html").exists()
     assert ldadam("report", finished["ldadamw"], "--out", tmp_path) == 0
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_single_measurement_can_be_seen(finished):
+    run = load_run(finished["ldadamw"])
+    measured = [record for record in run.metrics if "captured" in record]
+    run.metrics[:] = [record for record in run.metrics if record not in measured[1:]]
+    _, ax = plt.subplots()
+    draw_captured_kinds(ax, [run])
+    assert {line.get_marker() for line in ax.lines} == {"o"}
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):

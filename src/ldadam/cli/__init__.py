@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 
 from ldadam.cli import measurements, runs, studies
 from ldadam.cli.app import app
@@ -11,6 +15,8 @@ from ldadam.training.errors import CommandError, FailedTogether, Interrupted, Us
 from ldadam.training.launch import is_first_process
 
 __all__ = ["app", "measurements", "run", "runs", "studies"]
+
+STOPPED = Interrupted.exit_code
 
 # What all processes raise together.
 _OF_ALL = (UsageError, Interrupted, FailedTogether)
@@ -20,13 +26,30 @@ def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; errors become one sentence on stderr."""
     debug = "--debug" in arguments
     try:
-        return app(arguments, prog_name="ldadam", standalone_mode=True) or 0
+        with _sigterm_as_interrupt():
+            return app(arguments, prog_name="ldadam", standalone_mode=True) or 0
     except SystemExit as stop:
+        if stop.code == STOPPED:  # before there was a run that could say more
+            return _fail("stopped; nothing was saved", STOPPED, debug)
         return stop.code if isinstance(stop.code, int) else 1
     except CommandError as error:
         return _fail(str(error), error.exit_code, debug, of_all=isinstance(error, _OF_ALL))
     except Exception as error:
         return _fail(_unexpected(error), 1, debug)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Until a run has handlers of its own, SIGTERM ends a command as Ctrl-C does."""
+    replaced = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)
+    if replaced != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, replaced)
 
 
 def _fail(sentence: str, exit_code: int, debug: bool, *, of_all: bool = False) -> int:

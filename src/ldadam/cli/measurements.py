@@ -16,8 +16,8 @@ def plan(
     model: Annotated[
         str,
         typer.Option(
-            help="60m, 130m, 350m, 1b, 7b, 8b, 13b, 70b, 405b, ROWSxCOLUMNS:COUNT,..., a hub id, or a folder with a "
-            "config.json."
+            help="demo, 20m, 60m, 130m, 350m, 1b, 7b, 8b, 13b, 70b, 405b, ROWSxCOLUMNS:COUNT,..., a hub id, or a "
+            "folder with a config.json."
         ),
     ] = "7b",
     rank: Annotated[str, typer.Option(help="Rank, or a fraction of the shorter side.")] = "16",
@@ -74,7 +74,9 @@ app.add_typer(bench, name="bench")
 
 @bench.command("step")
 def bench_step(
-    model: Annotated[str, typer.Option(help="60m, 130m, 350m, 1b, 7b, several, or ROWSxCOLUMNS:COUNT,...")] = "60m",
+    model: Annotated[
+        str, typer.Option(help="demo, 20m, 60m, 130m, 350m, 1b, 7b, several, or ROWSxCOLUMNS:COUNT,...")
+    ] = "60m",
     rank: Annotated[str, typer.Option(help="Rank, or several with commas between.")] = "16",
     optimizers: Annotated[
         str,

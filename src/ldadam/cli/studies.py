@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,13 +95,15 @@ def run_recipe(
 
 def _make(studies: list[Study], out: Path, *, processes: int, dry_run: bool) -> None:
     """Make the studies, in folders of their own where they are several."""
-    from ldadam.comparison.run_study import check_study, run_study
+    from ldadam.comparison.run_study import check_study, missing_packages, run_study
     from ldadam.comparison.shown import show_record
 
     show_warnings_as_sentences()
     num_failed = 0
     for study in studies:
         folder = out if len(studies) == 1 else out / study.name
+        for title, package in missing_packages(study).items():
+            print(f"ldadam: {title} will fail: it needs {package}, which is not installed", file=sys.stderr)
         if dry_run:
             check_study(study, processes=processes)
             _print_commands(study, folder, processes=processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -71,11 +72,14 @@ def _settings(kind: type[RunConfig], given: Sequence[str]) -> dict[str, Any]:
     for each in given:
         name, equals, value = each.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or name not in fields_of(kind) or name in _NOT_SHARED:
-            raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}")
+        known = [field for field in fields_of(kind) if field not in _NOT_SHARED]
+        if not equals or name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}{hint}")
         text = value.strip()
-        known = {"true": True, "false": False}
-        found[name] = parse_value(kind, name, known.get(text.lower(), text), where="--set")
+        switches = {"true": True, "false": False}
+        found[name] = parse_value(kind, name, switches.get(text.lower(), text), where="--set")
     return found
 
 

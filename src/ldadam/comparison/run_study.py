@@ -19,6 +19,7 @@ from ldadam.comparison.study import Study, Trial
 from ldadam.comparison.trials import Terminated, TrialFailed, finished_run, run_trial
 from ldadam.report.page import markdown_table
 from ldadam.training.errors import Interrupted, UsageError
+from ldadam.training.optimizers import find_optimizer
 
 RECORD = "study.json"
 
@@ -69,6 +70,12 @@ def check_study(study: Study, *, processes: int) -> None:
         raise UsageError(f"{study.name} runs in one process, and --processes is {processes}: leave it out")
     if parallel != "none" and processes == 1:
         raise UsageError(f"{study.name} has parallel={parallel}: say --processes N, the number of devices")
+
+
+def missing_packages(study: Study) -> dict[str, str]:
+    """Of each optimizer that cannot be built here, what it comes from."""
+    choices = {contestant.title: find_optimizer(contestant.optimizer) for contestant in study.contestants}
+    return {title: choice.package for title, choice in choices.items() if not choice.is_installed}
 
 
 def _refuse_other_study(study: Study, out: Path) -> None:

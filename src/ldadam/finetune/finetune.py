@@ -85,6 +85,9 @@ def _create(run: Path, config: FinetuneConfig, planned: FinetuneConfig, goal: Go
         "steps": planned.steps,
         **goal.facts,
     }
+    classes = f"; classes: {', '.join(goal.facts['labels'])}" if goal.facts.get("labels") else ""
+    train, held_out = (goal.facts[f"{side}_examples"] for side in ("train", "validation"))
+    print(f"{facts['title']}: {train:,} examples to train on, {held_out:,} held out{classes}", flush=True)
     run_folder.create(run, config, facts)
     goal.tokenizer.save_pretrained(run / "tokenizer")
 

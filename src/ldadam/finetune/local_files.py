@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from ldadam.training.errors import UsageError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
+# As many classes may be in a file of any length.
+MANY_CLASSES = 20
+
 
 def open_labelled(config: FinetuneConfig) -> Labelled:
     """The examples of `config.train`: classes are the distinct labels there, in their order.
@@ -22,13 +25,12 @@ def open_labelled(config: FinetuneConfig) -> Labelled:
         UsageError: a file or a column is missing, a row cannot be read, or there is one class only.
     """
     assert config.train is not None
-    columns = (config.text_column, config.label_column, *([config.pair_column] if config.pair_column else []))
+    columns = {config.text_column: "--text-column", config.label_column: "--label-column"}
+    if config.pair_column:
+        columns[config.pair_column] = "--pair-column"
     rows = read_rows(Path(config.train), columns)
     labels = tuple(sorted({str(row[config.label_column]) for row in rows}))
-    if len(labels) < 2:
-        raise UsageError(
-            f"{config.train} has labels of {len(labels)} class: expected two or more in column {config.label_column!r}"
-        )
+    _refuse_odd_labels(labels, config, num_rows=len(rows))
     examples = [_example(row, config, labels) for row in rows]
     if config.validation is None:
         train, validation = split_by_hash(examples, lambda example: f"{example.text}\t{example.pair or ''}")
@@ -37,6 +39,17 @@ def open_labelled(config: FinetuneConfig) -> Labelled:
         train, validation = examples, [_example(row, config, labels) for row in held_out]
     metrics = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "f1_macro", "matthews")
     return Labelled(Path(config.train).name, train, validation, labels, metrics)
+
+
+def _refuse_odd_labels(labels: tuple[str, ...], config: FinetuneConfig, *, num_rows: int) -> None:
+    """One class leaves nothing to tell apart, and nearly as many as rows are numbers or texts rather than classes."""
+    where = f"column {config.label_column!r} of {config.train}"
+    if len(labels) < 2:
+        raise UsageError(f"{where} holds {', '.join(labels)!r} alone: expected two classes or more")
+    if len(labels) > max(MANY_CLASSES, num_rows // 2):
+        raise UsageError(
+            f"{where} holds {len(labels)} different values in {num_rows} rows, such as {labels[0]!r}: expected classes"
+        )
 
 
 def _example(row: dict[str, Any], config: FinetuneConfig, labels: tuple[str, ...]) -> Example:
@@ -54,7 +67,7 @@ def open_problems(config: FinetuneConfig) -> Problems:
         UsageError: a file or a column is missing, or a row cannot be read.
     """
     assert config.train is not None and config.prompt_column is not None
-    columns = (config.prompt_column, config.answer_column)
+    columns = {config.prompt_column: "--prompt-column", config.answer_column: "--answer-column"}
     sides = [
         [Problem(*(str(row[column]) for column in columns)) for row in read_rows(Path(path), columns)]
         for path in (config.train, config.validation)
@@ -64,18 +77,23 @@ def open_problems(config: FinetuneConfig) -> Problems:
     return Problems(Path(config.train).name, train, validation)
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a file, all of which have `columns`."""
+def read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of a file, all of which have something in `columns`, names by the options that choose them."""
     if path.suffix not in (*DELIMITERS, ".jsonl"):
         raise UsageError(f"{path} must end in .csv, .tsv or .jsonl")
     try:
         rows = [*(_jsonl_rows(path) if path.suffix == ".jsonl" else _table_rows(path))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise UsageError(f"{path} has no rows")
     for place, row in rows:
-        if missing := [column for column in columns if row.get(column) is None]:
-            found = ", ".join(str(name) for name in row if name is not None)
-            raise UsageError(f"{place} has no column {missing[0]!r}: found {found}; name yours with --...-column")
+        for column, option in columns.items():
+            if row.get(column) is None:
+                found = ", ".join(str(name) for name in row if name is not None)
+                raise UsageError(f"{place} has no column {column!r}: found {found}; {option} names another one")
+            if not str(row[column]).strip():
+                raise UsageError(f"{place} has nothing in column {column!r}: fill it, or leave the row out")
     return [row for _, row in rows]
 
 

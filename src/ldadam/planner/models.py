@@ -210,8 +210,9 @@ def _module_on_meta(name: str) -> nn.Module:
     looks_local = Path(name).exists() or name.startswith((".", "/", "~"))
     if not looks_local and name.count("/") != 1:
         raise ValueError(
-            f"unknown model {name!r}: expected {', '.join(LLAMAS)}, a list such as 512x512:32,1376x512:16, a hub id "
-            "such as owner/name, or a folder with a config.json"
+            f"unknown model {name!r}: expected {', '.join(LLAMAS)}, a list such as "
+            "512x512:32,1376x512:16, a hub id with its owner such as FacebookAI/roberta-base, or a folder with a "
+            "config.json"
         )
     try:
         from transformers import AutoConfig, AutoModelForCausalLM

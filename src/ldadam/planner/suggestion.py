@@ -124,12 +124,7 @@ def suggest(
     for candidate in candidates:
         if candidate.lower_bound <= budget and candidate.total <= budget:
             return _explained(candidate.plan, budget_gb=budget_gb, was_asked=step_in_backward is not None)
-    smallest = _smallest(candidates)
-    raise ValueError(
-        f"nothing fits into {budget_gb:g} GB: the smallest plan needs {(smallest.total + RESERVED_BYTES) / GIB:.2f}, "
-        f"one of them for CUDA itself ({title(smallest.plan)}). Try checkpointing=True, fewer tokens at a time, 16-bit "
-        "weights, or several devices (ldadam plan --devices)"
-    )
+    raise ValueError(_what_else(_smallest(candidates), budget_gb=budget_gb))
 
 
 @dataclass(frozen=True)
@@ -169,6 +164,22 @@ def _smallest(candidates: Iterable[_Candidate]) -> _Candidate:
     return smallest
 
 
+def _what_else(smallest: _Candidate, *, budget_gb: float) -> str:
+    """Why nothing fits, and what was not asked for yet."""
+    settings, is_wide = smallest.settings, smallest.plan.dtype == "float32"
+    ways = {
+        "checkpointing=True": settings.batch is not None and not settings.checkpointing,
+        "fewer tokens at a time": settings.batch is not None,
+        'dtype="bfloat16"': is_wide,
+        "several devices (ldadam plan --devices)": True,
+    }
+    needed = (smallest.total + RESERVED_BYTES) / GIB
+    return (
+        f"nothing fits into {budget_gb:g} GB: the smallest plan needs {needed:.2f}, one of them for CUDA itself "
+        f"({title(smallest.plan)}). Try {' or '.join(way for way, is_open in ways.items() if is_open)}"
+    )
+
+
 def _explained(plan: Plan, *, budget_gb: float, was_asked: bool) -> Suggestion:
     settings, footprint = plan.settings, plan.footprint
     rank, error_dtype = settings.options["rank"], settings.options["error_dtype"]
@@ -183,8 +194,8 @@ def _explained(plan: Plan, *, budget_gb: float, was_asked: bool) -> Suggestion:
             + ("what most of the papers' Llama runs take" if rank == RANKS[0] else "the next larger does not fit"),
             "error_dtype": ERROR_DTYPES[error_dtype],
             "step_in_backward": _why_in_backward(footprint.step_in_backward, was_asked),
-            "lr_range": f"half to twice the {lr:g} of the preset nearest in size, {preset}, which trains from scratch "
-            "(in the demo's sweep it is within 0.1 of the best loss: docs/log.md); fine-tuning wants its own",
+            "lr_range": f"half to twice the {lr:g} of the preset nearest in size, {preset}, which trains from scratch"
+            f"{_how_it_was_found(preset)}; fine-tuning wants its own",
             "memory": f"of {budget_gb:g} GB, one of which is left for CUDA itself; {_what_of_activations(plan)}",
         },
         plan=plan,
@@ -196,6 +207,14 @@ def _nearest_preset(num_weights: int) -> tuple[str, float]:
     sizes = {name: sum(math.prod(shape) for shape in LLAMAS[name].weights().values()) for name in PRESETS}
     name = min(sizes, key=lambda each: abs(math.log(sizes[each] / num_weights)))
     return name, PRESETS[name].lr["ldadamw"]
+
+
+def _how_it_was_found(preset: str) -> str:
+    """Where a preset's learning rate comes from, and what it goes with."""
+    if PRESETS[preset].dense_lr_scale != 1:
+        scale = PRESETS[preset].dense_lr_scale
+        return f": the best of four, with {scale:g} times that for embeddings, head and vectors (docs/results.md)"
+    return " and was not tuned"
 
 
 def _why_in_backward(is_on: bool, was_asked: bool) -> str:

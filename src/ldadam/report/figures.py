@@ -172,7 +172,9 @@ def _draw_kinds(ax: Axes, runs: Sequence[RunData], value: str, combine: Callable
     run = low_rank_runs(runs)[0]
     steps, matrices = run.per_name(value)
     for index, (kind, rows) in enumerate(by_kind(matrices).items()):
-        ax.plot(steps, combine(np.array(rows)), color=KIND_COLORS[index % len(KIND_COLORS)], label=kind)
+        marker = "o" if len(steps) == 1 else None  # a line of one point cannot be seen
+        color = KIND_COLORS[index % len(KIND_COLORS)]
+        ax.plot(steps, combine(np.array(rows)), marker=marker, markersize=4, color=color, label=kind)
     ax.set_xlabel("optimizer steps")
     ax.legend(ncols=2)
 

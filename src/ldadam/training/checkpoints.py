@@ -86,7 +86,8 @@ def disk_reason(error: BaseException) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.strerror:
-            return f"{seen.strerror.lower()} (errno {seen.errno})"
+            where = f": {seen.filename}" if seen.filename else ""
+            return f"{seen.strerror.lower()} (errno {seen.errno}){where}"
         text = str(seen)
         if "No space left" in text or "File too large" in text or "os error" in text:
             return text.strip().splitlines()[0]

@@ -5,9 +5,11 @@ Hyperparameter defaults are read from the optimizer's own signature, so they are
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ldadam.peers import PEERS, Peer, of_any_class, split
@@ -52,6 +54,12 @@ class OptimizerChoice:
     defaults: Callable[[], dict[str, Any]]
     build: Callable[[nn.Module, RunConfig], Optimizer]
     resumes: bool = True  # whether a checkpoint can be read without running code from it
+    package: str = ""  # beside torch, what it is imported from, and installed by
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package can be found."""
+        return not self.package or find_spec(self.package) is not None
 
     def foreign_options(self) -> set[str]:
         """Options of other optimizers."""
@@ -72,7 +80,10 @@ def find_optimizer(name: str) -> OptimizerChoice:
         return _choice_of(PEERS[name])
     if ":" in name and name.partition(":")[0] not in (*OPTIMIZERS, *PEERS):
         return _choice_of(of_any_class(name))
-    raise UsageError(f"unknown optimizer {name!r}: expected one of {', '.join((*OPTIMIZERS, *PEERS))}, or module:Class")
+    known = (*OPTIMIZERS, *PEERS)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}, or module:Class"
+    raise UsageError(f"unknown optimizer {name!r}: {hint}")
 
 
 def _choice_of(peer: Peer) -> OptimizerChoice:
@@ -97,7 +108,7 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
     defaults = {"lr": peer.lr}
     if not peer.scales_matrices:
         options, defaults = (*options, "dense_lr_scale"), {**defaults, "dense_lr_scale": 1.0}
-    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes)
+    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes, peer.package)
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
@@ -242,5 +253,5 @@ def _lora_defaults() -> dict[str, Any]:
 OPTIMIZERS: dict[str, OptimizerChoice] = {
     "ldadamw": OptimizerChoice("ldadamw", LDADAMW_OPTIONS, 0.0, _ldadamw_defaults, _build_ldadamw),
     "adamw": OptimizerChoice("adamw", COMMON_OPTIONS, 1.0, _adamw_defaults, _build_adamw),
-    "lora": OptimizerChoice("lora", LORA_OPTIONS, 1.0, _lora_defaults, _build_lora),
+    "lora": OptimizerChoice("lora", LORA_OPTIONS, 1.0, _lora_defaults, _build_lora, package="peft"),
 }

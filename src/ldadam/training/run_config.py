@@ -43,7 +43,9 @@ class RunConfig:
     parallel = "none"
 
     optimizer: str = option(
-        "ldadamw", "ldadamw, adamw, lora, a peer such as galore or muon, or module:Class", panel="Optimizer"
+        "ldadamw",
+        "one of ldadamw, adamw and lora, a peer such as galore or muon, or module:Class",
+        panel="Optimizer",
     )
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
     dense_lr_scale: float | None = option(
