@@ -28,9 +28,9 @@ def _block(file, *, times):
 
 
 def _circumstances(record, file):
-    trials, seeds = record["trials"], len(record["seeds"])
+    trials, runs = record["trials"], max(row.get("num_runs", 0) for row in record["contestants"])
     hardware = [trial["hardware"] for trial in trials]
-    spread = f"mean ± standard deviation over {seeds} seeds, the first of which chose the learning rate; " * (seeds > 1)
+    spread = "mean ± standard deviation over a row's seeds, the first of which chose the learning rate; " * (runs > 1)
     return (
         f"{spread}{_each(trials, 'steps')} steps, {len(trials)} runs; {_each(hardware, 'processor')}, threads: "
         f"{_each(hardware, 'threads')}; torch {_each(trials, 'torch')}, transformers {_each(trials, 'transformers')}; "
