@@ -166,6 +166,20 @@ def test_a_picture_is_of_the_seeds_that_all_have_and_of_their_mean():
     assert pictures._common_seeds(runs) == {0, 1}
     ways = [pictures._mean_way([of_row[seed] for seed in (0, 1)]) for of_row in runs]
     assert ways == [[[1, 10.0, 6.0], [2, 20.0, 3.0]], [[1, 10.0, 9.0], [2, 20.0, 4.5]]]
+    assert pictures._differences(runs, {0, 1}) == [[0.0, 0.0], [1.0, 2.0]]
+
+
+def test_many_optimizers_are_drawn_by_their_differences(tmp_path):
+    names = [f"number {place}" for place in range(pictures.MANY + 2)]
+    figure = pictures._figure_of_differences([{"name": name} for name in names], [[0.1 * n] for n in range(len(names))])
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    contestants = [Contestant("adamw", (1e-3,), name=name) for name in names]
+    results = Results(Study("s", "", "pretrain", {}, tuple(contestants)))
+    for place, contestant in enumerate(contestants):
+        results.outcomes[Trial(contestant, 1e-3, 0)] = {**outcome(float("inf") if place == 3 else 2.0 + place)}
+    draw_study(results.record(), tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
 def test_only_what_nothing_else_beats_in_both_is_undominated():

@@ -1,4 +1,4 @@
-"""The pictures of a study: validation loss against steps, seconds and optimizer bytes."""
+"""The pictures of a study: validation loss against steps, seconds and optimizer bytes, or differences of many."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from ldadam.report.figures import RUN_COLORS, STYLE
 MIB = 2**20
 # Before this share of a run, losses are so much larger that differences at its end could not be seen.
 SHOWN_FROM = 0.3
+# Above this number of optimizers, lines and marks could not be told apart.
+MANY = 12
 # Above this ratio of the largest state to the smallest one, bytes are drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 4.0
 
 
 def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> None:
     """Two or three panels: the loss on the way, against steps and seconds, and the last loss against optimizer bytes.
+
+    Of more than `MANY` optimizers, one panel: what each one's last loss differs by from the first one's.
 
     Seeds may change the data, and then move the losses of all optimizers alike: what is drawn is the mean over the
     seeds that all of them have, and its bars are the spread of the difference from the first one.
@@ -36,17 +40,11 @@ def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> Non
     rows = [row for row in record["contestants"] if "failed" not in row]
     runs = [_of_best(record, row) for row in rows]
     seeds = _common_seeds(runs)
-    ways = [_mean_way([of_row[seed] for seed in seeds]) for of_row in runs]
     with matplotlib.rc_context(STYLE):
-        num_panels = 3 if times else 2
-        figure = Figure(figsize=(5.2 * num_panels + 2.6, 4.6), layout="constrained")
-        by_step, *by_time, by_bytes = figure.subplots(1, num_panels)
-        _draw_ways(by_step, ways, against=0, label="optimizer steps")
-        for ax in by_time:
-            _draw_ways(ax, ways, against=1, label="training time (seconds)")
-        _draw_ends(by_bytes, rows, ways, _spreads(runs, seeds))
-        handles = [Line2D([], [], color=_color(index), marker=_marker(index)) for index in range(len(rows))]
-        figure.legend(handles, [row["name"] for row in rows], loc="outside right upper")
+        if len(rows) > MANY:
+            figure = _figure_of_differences(rows, _differences(runs, seeds))
+        else:
+            figure = _figure_of_ways(rows, runs, seeds, times=times)
         figure.savefig(path, dpi=110)
 
 
@@ -56,6 +54,37 @@ Way = list[list[float]]
 
 # Runs of one optimizer at its best learning rate, by seed.
 Runs = dict[int, dict[str, Any]]
+
+
+def _figure_of_ways(rows: Sequence[dict[str, Any]], runs: Sequence[Runs], seeds: set[int], *, times: bool) -> Figure:
+    ways = [_mean_way([of_row[seed] for seed in seeds]) for of_row in runs]
+    num_panels = 3 if times else 2
+    figure = Figure(figsize=(5.2 * num_panels + 2.6, 4.6), layout="constrained")
+    by_step, *by_time, by_bytes = figure.subplots(1, num_panels)
+    _draw_ways(by_step, ways, against=0, label="optimizer steps")
+    for ax in by_time:
+        _draw_ways(ax, ways, against=1, label="training time (seconds)")
+    spreads = [statistics.stdev(apart) if len(apart) > 1 else 0.0 for apart in _differences(runs, seeds)]
+    _draw_ends(by_bytes, rows, ways, spreads)
+    handles = [Line2D([], [], color=_color(index), marker=_marker(index)) for index in range(len(rows))]
+    figure.legend(handles, [row["name"] for row in rows], loc="outside right upper")
+    return figure
+
+
+def _figure_of_differences(rows: Sequence[dict[str, Any]], differences: Sequence[Sequence[float]]) -> Figure:
+    """A line for each optimizer: a ring for each seed, and a bar at their mean."""
+    figure = Figure(figsize=(9.0, 1.2 + 0.28 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for place, apart in enumerate(differences):
+        ax.plot(apart, [place] * len(apart), "o", color=_color(0), markerfacecolor="none", markersize=5)
+        if apart:
+            ax.plot(statistics.fmean(apart), place, "|", color=_color(1), markersize=14, markeredgewidth=2.5)
+    ax.axvline(0, color="0.6", linewidth=1, zorder=0)
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel(f"last validation loss against {rows[0]['name']}: a ring for each seed, a bar for their mean")
+    ax.set_title("Difference in loss: left is better")
+    return figure
 
 
 def _of_best(record: dict[str, Any], row: dict[str, Any]) -> Runs:
@@ -74,12 +103,10 @@ def _mean_way(runs: Sequence[dict[str, Any]]) -> Way:
     return [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in evaluations]
 
 
-def _spreads(runs: Sequence[Runs], seeds: set[int]) -> list[float]:
-    """For each optimizer, the standard deviation over seeds of its last loss less that of the first one."""
-    if len(seeds) < 2:
-        return [0.0] * len(runs)
-    first, loss = runs[0], "validation_loss"
-    return [statistics.stdev(of_row[seed][loss] - first[seed][loss] for seed in seeds) for of_row in runs]
+def _differences(runs: Sequence[Runs], seeds: set[int]) -> list[list[float]]:
+    """For each optimizer, by how much its last loss is above that of the first one, seed by seed."""
+    loss = "validation_loss"
+    return [[of_row[seed][loss] - runs[0][seed][loss] for seed in sorted(seeds)] for of_row in runs]
 
 
 def _color(index: int) -> str:
