@@ -108,7 +108,7 @@ class LDAdamW(Optimizer):
         stochastic_rounding: bool = DEFAULTS.stochastic_rounding,
     ):
         arguments = locals()
-        if isinstance(params, torch.nn.Module):
+        if isinstance(params, torch.nn.Module) and not isinstance(params, torch.nn.ParameterList):
             raise TypeError("LDAdamW takes parameters, got a module: give it lowrank_param_groups(model, rank=...)")
         super().__init__(params, {name: arguments[name] for name in NAMES})
 

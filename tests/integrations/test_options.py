@@ -71,3 +71,4 @@ def test_parameters_where_a_model_belongs_and_the_reverse_are_refused():
         lowrank_param_groups(model().parameters(), rank=4)
     with pytest.raises(TypeError, match=r"takes parameters, got a module: give it lowrank_param_groups\(model"):
         LDAdamW(model())
+    assert len(LDAdamW(torch.nn.ParameterList(model().parameters())).param_groups[0]["params"]) == 4

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from tiny_runs import ldadam, options
@@ -129,15 +130,37 @@ def test_ctrl_c_in_a_command_that_has_nothing_to_save_is_exit_code_130(monkeypat
     # What Python does at the signal; one that a background job ignores would do nothing.
     monkeypatch.setattr("ldadam.planner.command.run_plan", lambda **_: signal.default_int_handler(signal.SIGINT, None))
     assert ldadam("plan") == 130
-    assert capsys.readouterr().err == "ldadam: stopped; nothing was saved\n"
+    assert capsys.readouterr().err == "ldadam: stopped\n"
 
 
-def test_sigterm_before_a_run_has_begun_is_exit_code_130_with_a_word(monkeypatch, capsys):
-    previous = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("ldadam.planner.command.run_plan", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
-    assert ldadam("plan") == 130
-    assert capsys.readouterr().err == "ldadam: stopped; nothing was saved\n"
-    assert signal.getsignal(signal.SIGTERM) == previous
+STOPPED_BY_SIGTERM = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+from ldadam.cli import run
+from ldadam.planner import command
+command.run_plan = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
+code = run(["plan"])
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("by_torchrun", "expected"), [(False, (130, "ldadam: stopped\n")), (True, (-15, ""))])
+def test_sigterm_before_a_run_has_begun_is_exit_code_130_with_a_word(by_torchrun, expected):
+    """But where torchrun ends a process it did so because another one has said what is wrong."""
+    launch = {name: "0" for name in ("RANK", "LOCAL_RANK")} | {name: "2" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    environment = {**os.environ, **(launch if by_torchrun else {})}
+    command = [sys.executable, "-c", STOPPED_BY_SIGTERM]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == expected
+
+
+def test_a_command_runs_outside_of_the_main_thread_too(capsys):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(ldadam("recipes")))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_an_unexpected_failure_is_exit_code_1(monkeypatch, capsys):

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import labelled_rows, save_encoder, write_table
 from tiny_runs import ldadam, numbers, start, wait_for_lines
+from transformers import LlamaConfig, LlamaModel, OPTConfig, OPTModel, RobertaConfig, RobertaModel
 
 from ldadam.finetune.config import FinetuneConfig, in_steps, resolve
+from ldadam.finetune.models import num_positions
 from ldadam.report import load_run
 from ldadam.training.errors import UsageError
 from ldadam.training.recorder import Recorder
@@ -164,7 +166,6 @@ BAD_INPUT = {
     "model is missing": {"model": None},
     "model './nowhere': there is no such folder": {"model": "./nowhere"},
     "could not be loaded": {"model": "tests"},
-    "length must be at most 128": {"length": 1000},
     "has no column 'text'": {"text-column": "text"},
     "rank=40 is too large for every matrix": {"rank": 40},
     "give steps or epochs, not both": {"steps": 3},
@@ -175,6 +176,22 @@ BAD_INPUT = {
     "validation belongs to --train FILE": {"train": None, "task": "cola", "validation": "mine.tsv"},
     "device must be auto, cpu or cuda": {"device": "tpu"},
 }
+
+
+def test_texts_are_cut_where_a_model_has_no_more_positions(tmp_path, encoder, capsys):
+    rows = [{**row, "sentence": " ".join([row["sentence"]] * 60)} for row in labelled_rows()]
+    table = write_table(tmp_path / "long.csv", rows)
+    assert ldadam(*options(tmp_path / "run", encoder, table, epochs=1, length=1000)) == 0
+    assert "has 64 positions: texts are cut there, not at 1000" in capsys.readouterr().err
+
+
+def test_tables_of_positions_are_counted_and_relative_ones_are_not():
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    roberta = RobertaConfig(**sizes, intermediate_size=16, max_position_embeddings=34, pad_token_id=1)
+    assert num_positions(RobertaModel(roberta)) == 32
+    opt = OPTConfig(**sizes, ffn_dim=16, max_position_embeddings=40, word_embed_proj_dim=16)
+    assert num_positions(OPTModel(opt)) == 40
+    assert num_positions(LlamaModel(LlamaConfig(**sizes, intermediate_size=16, max_position_embeddings=8))) is None
 
 
 def test_a_run_is_not_a_model_but_its_checkpoints_are(tmp_path, finished, encoder, table, capsys):

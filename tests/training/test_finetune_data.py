@@ -48,6 +48,13 @@ def test_a_second_text_and_a_validation_file(tmp_path):
     assert data.validation == [Example("a", "b", 1)]
 
 
+def test_a_second_text_may_be_blank_and_classes_may_be_whole_numbers(tmp_path):
+    rows = [{"body": text, "other": "", "kind": kind} for text, kind in (("a", 1.0), ("c", 0.0), ("d", 2.0))]
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    data = opened(train=str(file), validation=str(file), pair_column="other", **COLUMNS)
+    assert data.train[0] == Example("a", "", 1)
+
+
 def test_problems_of_a_file(tmp_path):
     data = opened(train=str(write_jsonl(tmp_path / "a.jsonl", problem_rows())), prompt_column="question")
     assert len(data.train) + len(data.validation) == len({row["question"] for row in problem_rows()})
@@ -62,10 +69,11 @@ BAD_FILES = {
     "column 'label' of train.jsonl holds '1' alone": ('{"text": "x", "label": 1}\n', {}),
     "line 2 has nothing in column 'label'": ('{"text": "x", "label": 1}\n{"text": "y", "label": " "}\n', {}),
     "line 1 has nothing in column 'text'": ('{"text": "", "label": 1}\n', {}),
-    "holds 50 different values in 50 rows, such as '0.0'": (
+    "holds numbers such as '0.1': expected classes": (
         "".join(json.dumps({"text": "x", "label": row / 10}) + "\n" for row in range(50)),
         {},
     ),
+    "line 1 has nothing in column 'label'": ('{"text": "x", "label": null}\n', {}),
     "train.jsonl has no rows": ("\n", {}),
     "line 2 is not JSON": ('{"text": "x", "label": 1}\noops\n', {}),
     "line 1 must hold names and values, got list": ("[]\n", {}),

@@ -50,8 +50,8 @@ def pick(device: torch.device, *, elsewhere: bool = False) -> str:
 
     A device `elsewhere` is one of a machine that has Triton, which comes with torch for CUDA on Linux.
     """
-    has_triton = elsewhere or find_spec("triton") is not None
-    return "triton" if device.type == "cuda" and has_triton else "batched"
+    is_cuda = device.type == "cuda"
+    return "triton" if is_cuda and (elsewhere or find_spec("triton") is not None) else "batched"
 
 
 def explain(backend: str, device: torch.device, *, elsewhere: bool = False) -> str:

@@ -15,6 +15,7 @@ class Kernel:
 
     def __init__(self, name: str):
         self.name = name
+        self._function: Any = None  # of `triton_kernels`, from the first launch on
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return lambda table, *args, **constants: (
@@ -22,13 +23,14 @@ class Kernel:
         )
 
     def _launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        from ldadam.backends import triton_kernels
+        if self._function is None:
+            from ldadam.backends import triton_kernels
 
-        dtypes = _triton_dtypes()
-        constants = {
-            key: dtypes[value] if isinstance(value, torch.dtype) else value for key, value in constants.items()
-        }
-        getattr(triton_kernels, self.name)[grid](*args, **constants)
+            self._function = getattr(triton_kernels, self.name)
+        for key, value in constants.items():
+            if isinstance(value, torch.dtype):
+                constants[key] = _triton_dtypes()[value]
+        self._function[grid](*args, **constants)
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +45,9 @@ class Kernels:
     """Every kernel of `triton_kernels`, as an attribute."""
 
     def __getattr__(self, name: str) -> Kernel:
-        return Kernel(name)
+        kernel = Kernel(name)
+        setattr(self, name, kernel)
+        return kernel
 
 
 kernels = Kernels()

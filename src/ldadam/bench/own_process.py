@@ -25,6 +25,10 @@ def in_own_process(work: Callable[..., Outcome], *arguments: Any) -> Outcome:
             return pool.submit(_outcome, work, arguments).result()
         except BrokenProcessPool:
             return {"status": "killed: the host's memory was full, most likely"}
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.kill()  # or the pool waits until its work is done
+            raise
 
 
 def _outcome(work: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:

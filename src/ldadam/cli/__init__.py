@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ldadam.cli import measurements, runs, studies
 from ldadam.cli.app import app
 from ldadam.training.errors import CommandError, FailedTogether, Interrupted, UsageError
-from ldadam.training.launch import is_first_process
+from ldadam.training.launch import find_launch, is_first_process
 
 __all__ = ["app", "measurements", "run", "runs", "studies"]
 
@@ -29,8 +29,8 @@ def run(arguments: list[str]) -> int:
         with _sigterm_as_interrupt():
             return app(arguments, prog_name="ldadam", standalone_mode=True) or 0
     except SystemExit as stop:
-        if stop.code == STOPPED:  # before there was a run that could say more
-            return _fail("stopped; nothing was saved", STOPPED, debug)
+        if stop.code == STOPPED:  # outside of a run, which would say more
+            return _fail("stopped", STOPPED, debug, of_all=True)
         return stop.code if isinstance(stop.code, int) else 1
     except CommandError as error:
         return _fail(str(error), error.exit_code, debug, of_all=isinstance(error, _OF_ALL))
@@ -40,16 +40,19 @@ def run(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Until a run has handlers of its own, SIGTERM ends a command as Ctrl-C does."""
-    replaced = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM)
-    if replaced != signal.SIG_DFL:
+    """Until a run has handlers of its own, SIGTERM ends a command as Ctrl-C does.
+
+    Not under torchrun, which ends processes by it after one has said why it failed.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or find_launch().by_torchrun or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, replaced)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(sentence: str, exit_code: int, debug: bool, *, of_all: bool = False) -> int:

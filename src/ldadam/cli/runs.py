@@ -101,11 +101,14 @@ def _make_run(
     resolved = run_folder.reopen(asked, kind, resolve) if resume else resolve(asked)
     try:
         run = train(resolved, resume=resume)
+        if is_first_process():
+            _show_result(run, with_report=resolved.report)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"stopped at once: {run_folder.what_can_be_resumed(Path(resolved.out))}") from stop
-    if not is_first_process():
-        return
-    if resolved.report:
+
+
+def _show_result(run: Path, *, with_report: bool) -> None:
+    if with_report:
         from ldadam.report import write_report
 
         print(f"Report: {write_report([run], run)}")

@@ -74,7 +74,7 @@ def _settings(kind: type[RunConfig], given: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         known = [field for field in fields_of(kind) if field not in _NOT_SHARED]
         if not equals or name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = [] if name in fields_of(kind) else difflib.get_close_matches(name, known, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}{hint}")
         text = value.strip()

@@ -101,7 +101,7 @@ def _refuse_long(model: Any, config: FinetuneConfig) -> None:
     assert config.length
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = config.length + config.generate_tokens
-    if positions is not None and longest > positions:
+    if positions and longest > positions > 0:
         raise UsageError(
             f"{config.model} has {positions} positions, and length={config.length} with "
             f"generate_tokens={config.generate_tokens} takes {longest}: lower one of them"

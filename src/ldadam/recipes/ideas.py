@@ -9,6 +9,7 @@ from ldadam.recipes.llamas import HALF_DEMO
 
 SEEDS = (0, 1, 2)
 RATES = (4e-3, 8e-3, 16e-3)
+SMALLER_RATES = (2e-3, 4e-3, 8e-3)
 RANK = 16
 
 
@@ -20,8 +21,8 @@ def _ranks(name: str, overrides: str) -> Contestant:
     return _option(name, rank_overrides=overrides)
 
 
-def _variant(name: str, kind: str, *, rank: int = RANK) -> Contestant:
-    return Contestant(f"ldadam.recipes.variants:{kind}", RATES, {"rank": rank}, name)
+def _variant(name: str, kind: str, *, rank: int = RANK, rates: tuple[float, ...] = RATES) -> Contestant:
+    return Contestant(f"ldadam.recipes.variants:{kind}", rates, {"rank": rank}, name)
 
 
 def ideas_small_rank16_cpu() -> list[Study]:
@@ -43,9 +44,9 @@ def ideas_small_rank16_cpu() -> list[Study]:
         _option("subspace moves every 2 steps", update_interval=2),
         _option("subspace moves every 5 steps", update_interval=5),
         _option("subspace moves every 20 steps", update_interval=20),
-        _variant("DCT", "DctBasis"),
+        _variant("DCT", "DctBasis", rates=SMALLER_RATES),
         # No basis is kept: 1,568 numbers a rank and layer instead of 2,016.
-        _variant("DCT, rank 20", "DctBasis", rank=20),
+        _variant("DCT, rank 20", "DctBasis", rank=20, rates=SMALLER_RATES),
     )
     shared = {**HALF_DEMO, "dense_lr_scale": 4.0}
     return [Study("ideas-small-rank16-cpu", "ideas beyond the paper", "pretrain", shared, contestants, SEEDS)]

@@ -197,7 +197,7 @@ class BalancedRho(Variant):
 
 
 class NoiseRho(Variant):
-    """rho of each matrix and step is the share of noise, 1 - |m_hat|^2 / |v_hat|: the noisier, the more momentum."""
+    """rho of each matrix and step is the share of noise, 1 - |m_hat|^2 / sum(v_hat): the noisier, the more momentum."""
 
     def rho(self, corrected_grad: Tensor, prev: LowRankState, step: int) -> float:
         """1 - |m_hat|^2 / sum of v_hat."""
@@ -213,7 +213,7 @@ class SpectrumRanks(Variant):
     """Ranks follow the measured spectra, at the bytes of equal ranks.
 
     At `MOVES`, singular values of all A are sorted by share of their matrix's energy per number of state; the first
-    ones that fit the budget are ranks. New columns start with moments of zero.
+    ones that fit the budget are ranks. The new basis is of B's singular vectors, and the moments are carried over.
     """
 
     MOVES: Container[int] = range(10, 100_000, 50)
@@ -249,7 +249,7 @@ class SpectrumRanks(Variant):
         """Of the new rank if there is one."""
         if self._new_rank is None:
             return power_iteration(target, basis)
-        return top_singular_vectors(target, target[:, : self._new_rank])
+        return top_singular_vectors(target, random_basis(len(target), self._new_rank).to(target))
 
 
 def ranks_of_spectra(layouts: dict[Tensor, MatrixLayout], energies: dict[Tensor, Tensor]) -> dict[Tensor, int]:
