@@ -182,7 +182,7 @@ def test_texts_are_cut_where_a_model_has_no_more_positions(tmp_path, encoder, ca
     rows = [{**row, "sentence": " ".join([row["sentence"]] * 60)} for row in labelled_rows()]
     table = write_table(tmp_path / "long.csv", rows)
     assert ldadam(*options(tmp_path / "run", encoder, table, epochs=1, length=1000)) == 0
-    assert "has 64 positions: texts are cut there, not at 1000" in capsys.readouterr().err
+    assert "has 128 positions: texts are cut there, not at 1000" in capsys.readouterr().err
 
 
 def test_tables_of_positions_are_counted_and_relative_ones_are_not():

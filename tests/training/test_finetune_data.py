@@ -49,7 +49,7 @@ def test_a_second_text_and_a_validation_file(tmp_path):
 
 
 def test_a_second_text_may_be_blank_and_classes_may_be_whole_numbers(tmp_path):
-    rows = [{"body": text, "other": "", "kind": kind} for text, kind in (("a", 1.0), ("c", 0.0), ("d", 2.0))]
+    rows = [{"sentence": text, "other": "", "mood": kind} for text, kind in (("a", 1.0), ("c", 0.0), ("d", 2.0))]
     file = write_jsonl(tmp_path / "train.jsonl", rows)
     data = opened(train=str(file), validation=str(file), pair_column="other", **COLUMNS)
     assert data.train[0] == Example("a", "", 1)

@@ -55,7 +55,7 @@ def save_encoder(folder: Path, *, dropout: float = 0.1) -> Path:
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **dropouts)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes, **dropouts)
     BertModel(config).save_pretrained(folder)
     return folder
 
