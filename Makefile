@@ -55,7 +55,7 @@ types: $(READY)
 	$(BIN)/pyright
 
 docs: $(READY)  ## the documentation as a site in site/, every broken link an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: lint types docs test
 
