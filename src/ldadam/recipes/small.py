@@ -67,7 +67,12 @@ def smollm2_gsm_symbolic_rank32_cpu() -> list[Study]:
         "device": "cpu",
     }
     rates = (6e-5, 2e-4, 6e-4, 2e-3)
-    contestants = (Contestant("ldadamw", rates, {"rank": 32}), Contestant("adamw", rates))
+    residual = {"rank": 32, "scaled_residual": True}
+    contestants = (
+        Contestant("ldadamw", rates, {"rank": 32}),
+        Contestant("ldadamw", rates, residual, "ldadamw, scaled residual"),
+        Contestant("adamw", rates),
+    )
     about = "SmolLM2 on gsm-symbolic"
     return [Study("smollm2-gsm-symbolic-rank32-cpu", about, "finetune", settings, contestants, SEEDS)]
 
