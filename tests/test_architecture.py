@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ldadam"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"subspace", "layout", "pieces", "quantization", "rounding", "error_buffer", "algorithm"},
+    {"subspace", "layout", "pieces", "quantization", "rounding", "error_buffer", "algorithm", "spelling"},
     {"hyperparameters"},
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},

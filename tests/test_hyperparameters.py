@@ -69,7 +69,7 @@ def test_a_value_changed_between_steps_is_checked_as_well():
     [("rnak", "rank"), ("weight_deacy", "weight_decay"), ("update_intervall", "update_interval"), ("beta", "betas")],
 )
 def test_a_misspelt_option_of_a_group_fails_and_says_what_was_meant(misspelt, meant):
-    with pytest.raises(ValueError, match=f"unknown option '{misspelt}' in param group 0; did you mean '{meant}'"):
+    with pytest.raises(ValueError, match=f"unknown option '{misspelt}' in param group 0: did you mean {meant}"):
         LDAdamW([{"params": [parameter(8, 20)], misspelt: 0.1}], rank=4)
 
 

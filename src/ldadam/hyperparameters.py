@@ -1,6 +1,5 @@
 """Defaults, ranges and messages: one param group, resolved into a frozen dataclass."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ldadam.error_buffer import ERROR_DTYPES, error_dtype_name
 from ldadam.layout import PROJ_TYPES
+from ldadam.spelling import did_you_mean
 from ldadam.subspace import PROJ_METHODS
 
 BACKENDS = ("auto", "eager", "batched", "compiled", "triton")
@@ -77,9 +77,8 @@ def _refuse_misspelt(group: Mapping[str, Any], index: int) -> None:
     for key in group:
         if key in NAMES or key in _KEYS_OF_TORCH or not isinstance(key, str):
             continue
-        close = difflib.get_close_matches(key, NAMES, n=1, cutoff=0.75)
-        if close:
-            raise ValueError(f"unknown option {key!r} in param group {index}; did you mean {close[0]!r}?")
+        if hint := did_you_mean(key, NAMES, similarity=0.75):
+            raise ValueError(f"unknown option {key!r} in param group {index}: {hint}")
 
 
 def _is_number(value: Any) -> bool:

@@ -57,6 +57,11 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
         run_study(tiny_study(corpus, ADAMW), tmp_path)
     (tmp_path / "study.json").unlink()
     assert run_study(tiny_study(corpus, ADAMW), tmp_path)["trials"][0]["seconds"] == trial["seconds"]
+    # A run of a version that had not all of today's options had their defaults.
+    config = tmp_path / "adamw-lr0.002-seed0" / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("dense_lr_scale")]
+    config.write_text("\n".join(lines))
+    assert run_study(tiny_study(corpus, ADAMW), tmp_path)["trials"][0]["seconds"] == trial["seconds"]
     with pytest.raises(UsageError, match="holds a run with steps=4, and now it would be 5"):
         run_study(tiny_study(corpus, ADAMW, steps=5), tmp_path)
     without = tiny_study(corpus, ADAMW, eval_every=None)

@@ -160,7 +160,7 @@ def test_the_report_compares_scores(tmp_path, finished):
 
 
 BAD_INPUT = {
-    "unknown task 'colla': did you mean 'cola'?": {"train": None, "task": "colla"},
+    "unknown task 'colla': did you mean cola?": {"train": None, "task": "colla"},
     "give task or train, not both": {"task": "cola"},
     "what to train on is missing": {"train": None},
     "model is missing": {"model": None},

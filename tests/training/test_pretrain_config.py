@@ -67,7 +67,7 @@ def test_dashes_in_a_file_are_underscores(tmp_path):
     ("text", "sentence"),
     [
         ("learning_rate: 1", "unknown key 'learning_rate'"),
-        ("rnak: 4", "did you mean 'rank'"),
+        ("rnak: 4", "did you mean rank"),
         ("steps: many", "steps must be int, got 'many'"),
         ("steps: 2.5", "steps must be int, got 2.5"),
         ("report: 3", "report must be bool, got 3"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
 
 from ldadam.cli import measurements, runs, studies
 from ldadam.cli.app import app
 from ldadam.training.errors import CommandError, FailedTogether, Interrupted, UsageError
 from ldadam.training.launch import find_launch, is_first_process
+from ldadam.training.sigterm import sigterm_handled_by
 
 __all__ = ["app", "measurements", "run", "runs", "studies"]
 
@@ -38,21 +37,14 @@ def run(arguments: list[str]) -> int:
         return _fail(_unexpected(error), 1, debug)
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _sigterm_as_interrupt() -> contextlib.AbstractContextManager[None]:
     """Until a run has handlers of its own, SIGTERM ends a command as Ctrl-C does.
 
     Not under torchrun, which ends processes by it after one has said why it failed.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or find_launch().by_torchrun or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if find_launch().by_torchrun or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return contextlib.nullcontext()
+    return sigterm_handled_by(signal.default_int_handler)
 
 
 def _fail(sentence: str, exit_code: int, debug: bool, *, of_all: bool = False) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ldadam.comparison.study import KINDS, RESOLVE, Contestant, Study
+from ldadam.spelling import did_you_mean
 from ldadam.training.config_file import parse_value
 from ldadam.training.errors import UsageError
 from ldadam.training.optimizers import ALL_OPTIONS, find_optimizer
@@ -74,9 +74,9 @@ def _settings(kind: type[RunConfig], given: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         known = [field for field in fields_of(kind) if field not in _NOT_SHARED]
         if not equals or name not in known:
-            close = [] if name in fields_of(kind) else difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}{hint}")
+            listed = f"`ldadam {kind.subcommand} --help` lists them"
+            hint = listed if name in fields_of(kind) else did_you_mean(name, known, otherwise=listed)
+            raise UsageError(f"--set takes NAME=VALUE with a setting that all runs share, got {each}: {hint}")
         text = value.strip()
         switches = {"true": True, "false": False}
         found[name] = parse_value(kind, name, switches.get(text.lower(), text), where="--set")

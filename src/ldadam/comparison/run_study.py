@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,6 +18,7 @@ from ldadam.comparison.trials import Terminated, TrialFailed, finished_run, run_
 from ldadam.report.page import markdown_table
 from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.optimizers import find_optimizer
+from ldadam.training.sigterm import sigterm_handled_by
 
 RECORD = "study.json"
 
@@ -46,7 +45,7 @@ def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
     _refuse_other_study(study, out)
     out.mkdir(parents=True, exist_ok=True)
     results = Results(study, processes)
-    with _locked(out) as lock, _sigterm_as_interrupt(), Shown(study) as shown:
+    with _locked(out) as lock, sigterm_handled_by(_terminate), Shown(study) as shown:
         try:
             _run_all(study.sweep(), results, out, lock, shown)
             for contestant in study.contestants:
@@ -103,21 +102,9 @@ def _locked(out: Path) -> Iterator[int]:
         yield stream.fileno()
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """So that the present run is stopped, too."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    raise Terminated
 
 
 def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, shown: Shown) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ldadam.comparison.study import KINDS, Study, Trial, as_options
+from ldadam.comparison.study import KINDS, RESOLVE, Study, Trial, as_options
 from ldadam.report import RunData, load_run
 from ldadam.training import checkpoints, run_folder
 from ldadam.training.config_file import read_config_file
@@ -48,7 +48,7 @@ def finished_run(study: Study, trial: Trial, folder: Path) -> RunData | None:
     facts = json.loads((folder / run_folder.RUN_FILE).read_text(encoding="utf-8"))
     if facts.get("subcommand") != study.subcommand:
         raise UsageError(f"{folder} holds a run of `ldadam {facts.get('subcommand')}`: choose another --out")
-    recorded = KINDS[study.subcommand](**read_config_file(folder / run_folder.CONFIG_FILE, KINDS[study.subcommand]))
+    recorded = RESOLVE[study.subcommand](read_config_file(folder / run_folder.CONFIG_FILE, KINDS[study.subcommand]))
     asked = study.config_of(trial)
     for name in fields_of(type(asked)):
         was, now = getattr(recorded, name), getattr(asked, name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from ldadam.spelling import did_you_mean
 from ldadam.training.errors import UsageError
 
 CLASSIFICATION = "classification"
@@ -26,6 +25,5 @@ def goal_of_task(task: str) -> str:
     if task in PROBLEMS:
         return ANSWERING
     known = (*OFFLINE, *GLUE, *SUPERGLUE, *PROBLEMS)
-    matches = difflib.get_close_matches(task, known, n=1, cutoff=0.7)
-    hint = f"did you mean {matches[0]!r}?" if matches else f"expected one of {', '.join(known)}"
+    hint = did_you_mean(task, known, otherwise=f"expected one of {', '.join(known)}", similarity=0.7)
     raise UsageError(f"unknown task {task!r}: {hint}")

@@ -1,7 +1,6 @@
 """From a model and the options that a trainer hands over, some of them as text, to an optimizer."""
 
 import ast
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from ldadam.hyperparameters import NAMES
 from ldadam.optimizer import DEFAULTS, LDAdamW
 from ldadam.param_groups import lowrank_param_groups
+from ldadam.spelling import did_you_mean
 
 # Options that are words, and regular expressions: everything else that arrives as text is a number, a switch or a pair.
 _WORDS = ("proj_type", "proj_method", "error_dtype", "backend", "target_modules")
@@ -51,8 +51,7 @@ def build_optimizer(
     for name in options:
         if name not in NAMES:
             known = (*NAMES, "target_modules", "rank_overrides")
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(known)}"
+            hint = did_you_mean(name, known, otherwise=f"expected some of {', '.join(known)}")
             raise TypeError(f"LDAdamW has no option {name!r}: {hint}")
     overrides = _parse("rank_overrides", rank_overrides)
     if not (overrides is None or isinstance(overrides, Mapping)):

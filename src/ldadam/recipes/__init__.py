@@ -5,11 +5,11 @@ A recipe's name says model, data, rank and hardware.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from ldadam.comparison.study import Study
 from ldadam.recipes import ablations, finetuning, ideas, peers, pretraining, small
+from ldadam.spelling import did_you_mean
 from ldadam.training.errors import UsageError
 
 Recipe = Callable[[], list[Study]]
@@ -28,8 +28,7 @@ def find_recipe(name: str) -> Recipe:
         UsageError: there is none, with those that there are.
     """
     if name not in RECIPES:
-        matches = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
-        hint = f"did you mean {matches[0]}?" if matches else "`ldadam recipes` lists them"
+        hint = did_you_mean(name, RECIPES, otherwise="`ldadam recipes` lists them", similarity=0.5)
         raise UsageError(f"there is no recipe {name!r}: {hint}")
     return RECIPES[name]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
+from ldadam.spelling import did_you_mean
 from ldadam.training.errors import UsageError
 from ldadam.training.run_config import RunConfig, fields_of, plain_types
 
@@ -86,5 +86,4 @@ def _parse_file(path: Path, text: str) -> Any:
 
 def _closest(kind: type[RunConfig], name: str) -> str:
     names = fields_of(kind)
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f": did you mean {matches[0]!r}?" if matches else f": expected one of {', '.join(names)}"
+    return ": " + did_you_mean(name, names, otherwise=f"expected one of {', '.join(names)}", similarity=0.5)

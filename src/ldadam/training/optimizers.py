@@ -5,7 +5,6 @@ Hyperparameter defaults are read from the optimizer's own signature, so they are
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ldadam.peers import PEERS, Peer, of_any_class, split
+from ldadam.spelling import did_you_mean
 from ldadam.training.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def find_optimizer(name: str) -> OptimizerChoice:
     if ":" in name and name.partition(":")[0] not in (*OPTIMIZERS, *PEERS):
         return _choice_of(of_any_class(name))
     known = (*OPTIMIZERS, *PEERS)
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}, or module:Class"
+    hint = did_you_mean(name, known, otherwise=f"expected one of {', '.join(known)}, or module:Class")
     raise UsageError(f"unknown optimizer {name!r}: {hint}")
 
 
