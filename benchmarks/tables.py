@@ -1,8 +1,9 @@
 """The tables and pictures of studies in the documentation, from their records: `python benchmarks/tables.py`.
 
 A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between
-is made here. With `, no times` after the file's name the table has no seconds. Where there is a picture
-docs/images/NAME.png, it is drawn anew.
+is made here. With `, no times` after the file's name the table has no seconds; with `, times of OTHER.json` they are
+those of the other study, which was made on an idle machine: its seconds a step, times the steps of this one. Where
+there is a picture docs/images/NAME.png, it is drawn anew.
 """
 
 import json
@@ -14,17 +15,45 @@ from ldadam.comparison.results import table_of
 from ldadam.report.page import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDY = re.compile(r"(<!-- study: (\S+?)(, no times)? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+STUDY = re.compile(r"(<!-- study: (\S+?)(?:, (no times|times of \S+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+NO_TIMES, OF_OTHER = "no times", "times of "
 
 
 def rendered(page):
     """The page with every table as its record says it."""
-    return STUDY.sub(lambda found: found[1] + _block(found[2], times=not found[3]) + found[4], page)
+    return STUDY.sub(lambda found: found[1] + _block(found[2], found[3]) + found[4], page)
 
 
-def _block(file, *, times):
-    record = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    return markdown_table(*table_of(record, times=times)) + f"\n{_circumstances(record, file)}\n\n"
+def _block(file, times):
+    table = markdown_table(*table_of(_record(file, times), times=times != NO_TIMES))
+    made_by = _circumstances(_read(file), file)
+    if times and times.startswith(OF_OTHER):
+        other = times.removeprefix(OF_OTHER)
+        made_by += f" Times: the medians of every step of {_circumstances(_read(other), other)}"
+    return f"{table}\n{made_by}\n\n"
+
+
+def _read(file):
+    return json.loads((ROOT / file).read_text(encoding="utf-8"))
+
+
+def _record(file, times):
+    """The record of a study, with the times that a page asks for."""
+    record = _read(file)
+    if not (times and times.startswith(OF_OTHER)):
+        return record
+    other = {row["name"]: row for row in _read(times.removeprefix(OF_OTHER))["contestants"]}
+    for row in record["contestants"]:
+        row["optimizer_seconds_per_step"] = other[row["name"]]["optimizer_seconds_per_step"]
+        row["seconds"] = [_seconds_per_step(other[row["name"]]) * record["settings"]["steps"], None]
+    for trial in record["trials"]:
+        a_step = _seconds_per_step(other[trial["contestant"]])
+        trial["validation"] = [[step, step * a_step, loss] for step, _, loss in trial["validation"]]
+    return record
+
+
+def _seconds_per_step(row):
+    return row["seconds_per_step"][0]
 
 
 def _circumstances(record, file):
@@ -45,10 +74,10 @@ def _each(facts, name):
 
 def draw_pictures(page):
     """Draw the picture of each study of a page that has one."""
-    for _, file, without_times, _ in STUDY.findall(page):
+    for _, file, times, _ in STUDY.findall(page):
         picture = ROOT / "docs/images" / f"{Path(file).stem}.png"
         if f"images/{picture.name})" in page:
-            draw_study(json.loads((ROOT / file).read_text(encoding="utf-8")), picture, times=not without_times)
+            draw_study(_record(file, times), picture, times=times != NO_TIMES)
             print(picture.relative_to(ROOT))
 
 

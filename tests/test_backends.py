@@ -225,7 +225,12 @@ def test_a_block_of_a_dense_parameter_is_rounded_by_the_chance_of_the_whole(back
     assert torch.equal(moved["block"], moved["whole"][24:])
 
 
-@pytest.mark.parametrize("options", ["weight decay", "skip_nonfinite", "kept subspace"])
+def slow(*cases):
+    """They take seconds each under Triton's interpreter, and cases like them are tested all the same."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize("options", ["kept subspace", *slow("weight decay", "skip_nonfinite")])
 def test_many_triton_steps_equal_the_page(options):
     fast, page = pair("triton", torch.float32, OPTIONS[options])
     step_both(fast, page, grads_of(params_of(torch.float32), 5), bad=(3,) if options == "skip_nonfinite" else ())
@@ -241,7 +246,7 @@ def test_every_rank_equals_the_page(backend, rank):
     assert_close(fast, page, tolerance=tolerance_of(torch.float32, num_steps=3))
 
 
-@pytest.mark.parametrize("rank", [1, 20])
+@pytest.mark.parametrize("rank", [20, *slow(1)])
 @pytest.mark.parametrize("error_dtype", ["int8", "int4"])
 def test_codes_in_several_tiles_and_with_odd_ends_equal_the_page(error_dtype, rank):
     """Rows longer than a block and than a tile, odd ones, and both orders of the projected side."""

@@ -117,6 +117,21 @@ def test_a_number_without_a_run_behind_it_is_found():
     assert tables["rendered"](changed) == page
 
 
+def test_seconds_are_those_of_the_study_that_was_timed(tmp_path):
+    tables, file = runpy.run_path(str(ROOT / "benchmarks/tables.py")), "benchmarks/results/peers-small-rank16-cpu.json"
+    record = json.loads((ROOT / file).read_text())
+    rows = [
+        {"name": row["name"], "seconds_per_step": [0.5 + place, None], "optimizer_seconds_per_step": [0.125, None]}
+        for place, row in enumerate(record["contestants"])
+    ]
+    timed = tmp_path / "timed.json"
+    timed.write_text(json.dumps({"contestants": rows, "trials": record["trials"]}))
+    table = tables["rendered"](f"<!-- study: {file}, times of {timed} -->\n<!-- end -->").splitlines()
+    heading = next(place for place, line in enumerate(table) if line.startswith("| optimizer |"))
+    assert table[heading].endswith("| optimizer (ms/step) | training (s) |")
+    assert [line.split("| ")[-2:] for line in table[heading + 2 :][:2]] == [["125.0 ", "150 |"], ["125.0 ", "450 |"]]
+
+
 @pytest.mark.slow
 def test_what_fits_is_what_is_planned():
     pytest.importorskip("triton")

@@ -10,7 +10,7 @@ from trainers import train_by_hand_with
 from distributed.processes import in_processes
 from tolerances import TOLERANCES
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("PEFT", "SFT", "DPO")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Lightning", "Trainer", "PEFT", "SFT", "DPO")]
 # DPO's chosen and rejected answers share their prompts, of which gradients cancel: rounding is left, in another order.
 OPTIONS = {"DPO": {"eps": 1e-4}}
 
@@ -20,7 +20,7 @@ def by_hand(name: str, folder, **options) -> torch.nn.Module:
     return train_by_hand_with(BUILDERS[name](folder), **options) if name in BUILDERS else train_by_hand(4, **options)
 
 
-@pytest.mark.parametrize("name", ["Accelerate", "Lightning", "Trainer", *SLOW])
+@pytest.mark.parametrize("name", ["Accelerate", *SLOW])
 def test_a_sharded_training_is_the_loop_by_hand_with_error_feedback_on_and_resumes_bit_by_bit(tmp_path, name):
     options = OPTIONS.get(name, {})
     expected, without = (by_hand(name, tmp_path, error_feedback=each, **options) for each in (True, False))

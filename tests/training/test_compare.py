@@ -32,7 +32,7 @@ FAILING = Contestant("strange_optimizers:Failing", (1e-3,), {"rank": 4}, "failin
 
 
 def outcome(loss, **scores):
-    known = {"seconds": 1.0, "optimizer_seconds_per_step": 0.1, "optimizer_bytes": 8}
+    known = {"seconds": 1.0, "seconds_per_step": 0.25, "optimizer_seconds_per_step": 0.1, "optimizer_bytes": 8}
     return {"validation_loss": loss, "scores": scores, **known}
 
 
@@ -57,13 +57,18 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
         run_study(tiny_study(corpus, ADAMW), tmp_path)
     (tmp_path / "study.json").unlink()
     assert run_study(tiny_study(corpus, ADAMW), tmp_path)["trials"][0]["seconds"] == trial["seconds"]
-    # A run of a version that had not all of today's options had their defaults.
-    config = tmp_path / "adamw-lr0.002-seed0" / "config.yaml"
-    lines = [line for line in config.read_text().splitlines() if not line.startswith("dense_lr_scale")]
-    config.write_text("\n".join(lines))
-    assert run_study(tiny_study(corpus, ADAMW), tmp_path)["trials"][0]["seconds"] == trial["seconds"]
     with pytest.raises(UsageError, match="holds a run with steps=4, and now it would be 5"):
         run_study(tiny_study(corpus, ADAMW, steps=5), tmp_path)
+    # Runs that are older than a setting did as it was then, which need not be today's default.
+    config = tmp_path / "adamw-lr0.002-seed0" / "config.yaml"
+    as_it_was = config.read_text()
+    assert "dense_lr_scale: 4.0" in as_it_was
+    config.write_text(as_it_was.replace("dense_lr_scale: 4.0\n", ""))
+    with pytest.raises(UsageError, match=r"holds a run with dense_lr_scale=1.0, and now it would be 4.0"):
+        run_study(tiny_study(corpus, ADAMW), tmp_path)
+    study = tiny_study(corpus, Contestant("adamw", (2e-3,), {"dense_lr_scale": 1.0}))
+    assert run_study(study, tmp_path)["trials"][0]["seconds"] == trial["seconds"]
+    config.write_text(as_it_was)
     without = tiny_study(corpus, ADAMW, eval_every=None)
     with pytest.raises(UsageError, match="holds a run with eval_every=2, and now it would be 50"):
         run_study(without, tmp_path)
@@ -305,6 +310,7 @@ def test_an_unknown_recipe_has_a_hint(capsys):
     )
 
 
+@pytest.mark.slow
 def test_rates_of_any_number_of_digits_survive_the_command_line(tmp_path, corpus):
     contestant = Contestant("adamw", (1.23456789e-3,))
     study = tiny_study(corpus, contestant, steps=1, eval_every=1)

@@ -217,7 +217,29 @@ def test_resume_before_the_first_checkpoint_starts_over(tmp_path, corpus, finish
     shutil.copytree(finished["ldadamw"], run)
     for checkpoint in run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:3]))
     assert ldadam("pretrain", "--resume", "--out", run) == 0
+    assert numbers(run) == numbers(finished["ldadamw"])
+
+
+def test_a_run_that_keeps_no_checkpoint_has_one_until_it_ends(tmp_path, corpus, finished, monkeypatch, capsys):
+    run, seen = tmp_path / "run", []
+    on_step_end = Recorder.on_step_end
+
+    def look(self, *args, **event):
+        seen.append({path.name for path in run.glob("checkpoint-*")})
+        return on_step_end(self, *args, **event)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "on_step_end", look)
+        assert ldadam(*options(run, corpus, keep_checkpoints=0)) == 0
+    assert seen[4] == {"checkpoint-4"} and seen[8] == seen[11] == {"checkpoint-8"}
+    assert not list(run.glob("checkpoint-*"))
+    assert numbers(run) == numbers(finished["ldadamw"])
+    # It has ended: to begin it again would lose what it gave.
+    assert ldadam("pretrain", "--resume", "--out", run) == 2
+    assert "has come to its end and kept no checkpoint" in capsys.readouterr().err
     assert numbers(run) == numbers(finished["ldadamw"])
 
 

@@ -15,7 +15,7 @@ from ldadam.comparison.study import Contestant, Study, Trial, command_line
 from ldadam.report import RunData
 from ldadam.training.errors import UsageError
 
-_NUMBERS = ("validation_loss", "seconds", "optimizer_seconds_per_step", "optimizer_bytes")
+_NUMBERS = ("validation_loss", "seconds", "seconds_per_step", "optimizer_seconds_per_step", "optimizer_bytes")
 _MADE_BY = ("python", "torch", "transformers", "commit")
 
 
@@ -138,13 +138,19 @@ def outcome_of(run: RunData) -> dict[str, Any]:
         "validation_loss": summary["final_validation_loss"],
         "scores": summary["final_scores"],
         "seconds": summary["seconds"],
-        "optimizer_seconds_per_step": summary["optimizer_seconds"] / summary["steps"],
+        "seconds_per_step": _median(run, "step_seconds"),
+        "optimizer_seconds_per_step": _median(run, "optimizer_seconds"),
         "optimizer_bytes": summary["optimizer_bytes"],
         "validation": [[record["step"], record["seconds"], record["val_loss"]] for record in evaluations],
         "fingerprint": run.facts["fingerprint"],
         **{name: run.facts[name] for name in _MADE_BY},
         "hardware": run.facts["hardware"],
     }
+
+
+def _median(run: RunData, value: str) -> float:
+    """Of what each step took, so that neither the first one, which compiles, nor a disturbed one counts for more."""
+    return statistics.median(record[value] for record in run.metrics if value in record)
 
 
 def goodness(outcome: dict[str, Any]) -> tuple[float, float]:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ldadam.comparison.study import KINDS, RESOLVE, Study, Trial, as_options
+from ldadam.comparison.study import KINDS, Study, Trial, as_options
 from ldadam.report import RunData, load_run
 from ldadam.training import checkpoints, run_folder
-from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import Interrupted, UsageError
-from ldadam.training.metrics import read_metrics
+from ldadam.training.metrics import METRICS_FILE, read_metrics
 from ldadam.training.optimizers import find_optimizer
 from ldadam.training.run_config import fields_of
 
@@ -48,7 +47,8 @@ def finished_run(study: Study, trial: Trial, folder: Path) -> RunData | None:
     facts = json.loads((folder / run_folder.RUN_FILE).read_text(encoding="utf-8"))
     if facts.get("subcommand") != study.subcommand:
         raise UsageError(f"{folder} holds a run of `ldadam {facts.get('subcommand')}`: choose another --out")
-    recorded = RESOLVE[study.subcommand](read_config_file(folder / run_folder.CONFIG_FILE, KINDS[study.subcommand]))
+    kind = KINDS[study.subcommand]
+    recorded = kind(**run_folder.recorded_settings(folder, kind))
     asked = study.config_of(trial)
     for name in fields_of(type(asked)):
         was, now = getattr(recorded, name), getattr(asked, name)
@@ -56,7 +56,7 @@ def finished_run(study: Study, trial: Trial, folder: Path) -> RunData | None:
             raise UsageError(
                 f"{folder} holds a run with {name}={was}, and now it would be {now}: delete it, or choose another --out"
             )
-    metrics, steps = read_metrics(folder / "metrics.jsonl"), facts.get("steps") or recorded.steps
+    metrics, steps = read_metrics(folder / METRICS_FILE), facts.get("steps") or recorded.steps
     if not metrics or metrics[-1]["step"] < steps:
         return None
     return load_run(folder, name=trial.name)
@@ -111,7 +111,7 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, on_step: Callable[[int
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            on_step(_last_step(folder / "metrics.jsonl"))
+            on_step(_last_step(folder / METRICS_FILE))
     except KeyboardInterrupt as stop:
         if isinstance(stop, Terminated):
             process.terminate()

@@ -49,7 +49,7 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
     optimizer = build_optimizer(goal.model, planned)
     if resume:
         run_folder.check_same_circumstances(run, goal.fingerprint)
-        checkpoint = run_folder.prepare_resume(run)
+        checkpoint = run_folder.prepare_resume(run, num_steps=planned.steps or 0)
     else:
         _create(run, config, planned, goal)
         checkpoint = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_SHARED: dict[str, Any] = {"preset": "demo", "device": "cpu", "monitor_every": 0}
+_SHARED: dict[str, Any] = {"preset": "demo", "device": "cpu", "keep_checkpoints": 0, "monitor_every": 0}
 
 # Three minutes a run.
 DEMO: dict[str, Any] = {**_SHARED, "steps": 600, "eval_every": 100, "save_every": 600}

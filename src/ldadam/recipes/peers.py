@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ldadam.comparison.study import Contestant, Study
@@ -62,4 +63,31 @@ def peers_gutenberg_rank80_cpu() -> list[Study]:
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rank=80, adam=2.5e-4, scale=0.5, num_rates=3)
 
 
-ALL = (peers_demo_rank32_cpu, peers_small_rank16_cpu, peers_gutenberg_rank80_cpu)
+def _shortened(study: Study, name: str, *, steps: int) -> Study:
+    """As long as tells what a step of each contestant takes, which does not depend on the learning rate."""
+    return dataclasses.replace(
+        study,
+        name=name,
+        about="how long a step of each optimizer takes, on a machine with nothing else to do",
+        settings={**study.settings, "steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": 4096},
+        contestants=tuple(dataclasses.replace(one, lrs=one.lrs[:1]) for one in study.contestants),
+    )
+
+
+def times_demo_rank32_cpu() -> list[Study]:
+    """How long steps take beside each other on the demo's Llama: 40 steps a run, on an idle machine."""
+    return [_shortened(peers_demo_rank32_cpu()[0], "times-demo-rank32-cpu", steps=40)]
+
+
+def times_gutenberg_rank80_cpu() -> list[Study]:
+    """How long steps take beside each other on a Llama of 10 M parameters: 20 steps a run, on an idle machine."""
+    return [_shortened(peers_gutenberg_rank80_cpu()[0], "times-gutenberg-rank80-cpu", steps=20)]
+
+
+ALL = (
+    peers_demo_rank32_cpu,
+    peers_small_rank16_cpu,
+    peers_gutenberg_rank80_cpu,
+    times_demo_rank32_cpu,
+    times_gutenberg_rank80_cpu,
+)

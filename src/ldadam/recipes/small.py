@@ -27,7 +27,7 @@ def _minilm(
         "steps": steps,
         "eval_every": eval_every,
         "save_every": steps,
-        "keep_checkpoints": 1,
+        "keep_checkpoints": 0,
         "device": "cpu",
         **settings,
     }
@@ -61,7 +61,7 @@ def smollm2_gsm_symbolic_rank32_cpu() -> list[Study]:
         "length": 256,
         "eval_every": 30,
         "save_every": 30,
-        "keep_checkpoints": 1,
+        "keep_checkpoints": 0,
         "eval_examples": 40,
         "generate_tokens": 0,
         "device": "cpu",

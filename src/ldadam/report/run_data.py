@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldadam.training.errors import UsageError
-from ldadam.training.metrics import read_metrics
+from ldadam.training.metrics import METRICS_FILE, read_metrics
 
 Series = tuple[list[float], list[float]]
 
@@ -75,10 +75,10 @@ def load_run(folder: Path, *, name: str | None = None) -> RunData:
     """Read a run folder; one that is missing something is an error that says what."""
     import yaml
 
-    for file in ("config.yaml", "run.json", "memory.json", "metrics.jsonl"):
+    for file in ("config.yaml", "run.json", "memory.json", METRICS_FILE):
         if not (folder / file).exists():
             raise UsageError(f"{folder} is no folder of a run that has begun: {file} is missing")
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / METRICS_FILE)
     if not metrics:
         raise UsageError(f"{folder} has no metrics yet: its metrics.jsonl is empty")
     return RunData(

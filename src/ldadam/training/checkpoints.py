@@ -72,7 +72,7 @@ def _damaged(checkpoint: Path, reason: str) -> RunError:
 
 def keep_last(run: Path, count: int) -> None:
     """Delete all but the newest `count` checkpoints."""
-    for path in list(checkpoint_steps(run).values())[:-count]:
+    for path in list(checkpoint_steps(run).values())[: -count or None]:
         shutil.rmtree(path)
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+METRICS_FILE = "metrics.jsonl"
+
 # Fields that differ between two runs of the same thing.
 TIME_FIELDS = ("seconds", "step_seconds", "optimizer_seconds", "tokens_per_second")
 

@@ -74,7 +74,7 @@ def _open_folder(
     checkpoint = None
     if resume:
         run_folder.check_same_circumstances(run, text.packed.fingerprint)
-        checkpoint = run_folder.prepare_resume(run)
+        checkpoint = run_folder.prepare_resume(run, num_steps=config.steps or 0)
     else:
         _create(run, config, text, model)
     after_step = checkpoints.step_of(checkpoint) if checkpoint else 0

@@ -62,6 +62,8 @@ class RecordedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write under a temporary name, then rename. A failure leaves the last good checkpoint and one sentence."""
+        if self.settings.keep_checkpoints == 0 and self.state.global_step >= self.args.max_steps:
+            return self.ranks.on_first(lambda: checkpoints.keep_last(self.run_folder, 0))
         name = f"checkpoint-{self.state.global_step}"
         self.ranks.waiting_for = name
         with self.recorder.clock.paused(), self._explain_failed_save(name):
@@ -81,7 +83,7 @@ class RecordedTrainer(Trainer):
         (partial / STATE_FILE).write_text(json.dumps(self.recorder.state()), encoding="utf-8")
         checkpoints.publish(partial, self.run_folder / partial.name)
         checkpoints.remove_partial(self.run_folder)
-        checkpoints.keep_last(self.run_folder, self.settings.keep_checkpoints)
+        checkpoints.keep_last(self.run_folder, max(1, self.settings.keep_checkpoints))
 
     @contextlib.contextmanager
     def _explain_failed_save(self, name: str) -> Iterator[None]:

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from ldadam.monitor import SubspaceMonitor, bytes_by_category
 from ldadam.training.clock import OptimizerTimer, TrainingClock
 from ldadam.training.layouts import SHARDED
-from ldadam.training.metrics import MetricsFile
+from ldadam.training.metrics import METRICS_FILE, MetricsFile
 from ldadam.training.ranks import Ranks
 from ldadam.training.run_config import RunConfig
 
@@ -40,7 +40,7 @@ class Recorder(TrainerCallback):
         self.config = config
         self.run = run
         self.ranks = ranks
-        self.metrics = MetricsFile(run / "metrics.jsonl")
+        self.metrics = MetricsFile(run / METRICS_FILE)
         self.clock = TrainingClock()
         self.timer = OptimizerTimer(optimizer, next(model.parameters()).device)
         names = {parameter: name for name, parameter in model.named_parameters()}

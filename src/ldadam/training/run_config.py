@@ -112,7 +112,9 @@ class RunConfig:
     out: str = option("runs", "folder of the run", panel="Run", resume="may change")
     eval_every: int | None = option(None, "steps between evaluations", panel="Run")
     save_every: int | None = option(None, "steps between checkpoints", panel="Run", resume="may change")
-    keep_checkpoints: int = option(2, "how many of the last checkpoints to keep", panel="Run", resume="may change")
+    keep_checkpoints: int = option(
+        2, "how many of the last checkpoints to keep; 0: one until the run has ended", panel="Run", resume="may change"
+    )
     log_every: int | None = option(None, "steps between lines of metrics.jsonl", panel="Run")
     monitor_every: int | None = option(None, "steps between measurements of the subspace, 0 for never", panel="Run")
     report: bool = option(True, "write report.html and report.png at the end", panel="Run", resume="may change")
@@ -182,7 +184,7 @@ def refuse_no_share(config: RunConfig, names: tuple[str, ...]) -> None:
             raise UsageError(f"{name} must be a share between 0 and 1, got {getattr(config, name)}")
 
 
-_AT_LEAST_ONE = ("steps", "batch_size", "grad_accum", "eval_every", "save_every", "keep_checkpoints", "log_every")
+_AT_LEAST_ONE = ("steps", "batch_size", "grad_accum", "eval_every", "save_every", "log_every")
 _AT_LEAST_ONE += ("update_interval", "threads")
 
 
@@ -197,5 +199,7 @@ def check_shared_ranges(config: RunConfig) -> None:
             f"max_grad_norm={config.max_grad_norm} clips by the norm of all gradients, which are never there together "
             "with step_in_backward: leave one of them out"
         )
+    if config.keep_checkpoints < 0:
+        raise UsageError(f"keep_checkpoints must be at least 0, got {config.keep_checkpoints}")
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"seed must be in 0..2^32-1, got {config.seed}")

@@ -15,7 +15,7 @@ from ldadam.training import checkpoints
 from ldadam.training.config_file import read_config_file
 from ldadam.training.errors import UsageError
 from ldadam.training.launch import program
-from ldadam.training.metrics import MetricsFile
+from ldadam.training.metrics import METRICS_FILE, MetricsFile, read_metrics
 from ldadam.training.optimizers import find_optimizer
 from ldadam.training.run_config import Config, RunConfig, differences, merge, save_config
 
@@ -42,10 +42,8 @@ def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict
         raise UsageError(f"{run} holds no run to resume: there is no {CONFIG_FILE}; leave out --resume to start one")
     if (subcommand := _subcommand(run)) != kind.subcommand:
         raise UsageError(f"{run} holds a run of `ldadam {subcommand}`, which resumes it")
-    recorded = read_config_file(run / CONFIG_FILE, kind)
-    optimizer = find_optimizer(recorded["optimizer"])
-    recorded = {name: value for name, value in _BEFORE.items() if name in optimizer.options} | recorded
-    if not optimizer.resumes:
+    recorded = recorded_settings(run, kind)
+    if not find_optimizer(recorded["optimizer"]).resumes:
         raise UsageError(
             f"{run} was trained with {recorded['optimizer']}, whose state holds more than tensors and is not read from "
             "checkpoints: begin anew, in another --out"
@@ -60,6 +58,13 @@ def reopen(settings: dict[str, Any], kind: type[Config], resolve: Callable[[dict
     if changed := differences(saved, asked):
         raise UsageError(f"{run} cannot be resumed with other settings: {'; '.join(changed)}; choose another --out")
     return asked
+
+
+def recorded_settings(run: Path, kind: type[RunConfig]) -> dict[str, Any]:
+    """What a run was begun with; settings that are younger than it have what it did then."""
+    recorded = read_config_file(run / CONFIG_FILE, kind)
+    options = find_optimizer(recorded["optimizer"]).options
+    return {name: value for name, value in _BEFORE.items() if name in options} | recorded
 
 
 def _subcommand(run: Path) -> str:
@@ -102,13 +107,19 @@ def check_same_circumstances(run: Path, fingerprint: str) -> None:
         print(f"ldadam: {'; '.join(changed)}: numbers may differ from an uninterrupted run", file=sys.stderr)
 
 
-def prepare_resume(run: Path) -> Path | None:
-    """The checkpoint to go on from, verified, with later metrics dropped; None if none was completed."""
+def prepare_resume(run: Path, *, num_steps: int) -> Path | None:
+    """The checkpoint to go on from, verified, with later metrics dropped; None if none was completed.
+
+    Raises:
+        UsageError: the run has made all of its `num_steps`, and no checkpoint is left.
+    """
     checkpoints.remove_partial(run)
     saved = checkpoints.checkpoint_steps(run)
     if saved:
         checkpoints.verify(list(saved.values())[-1])
-    MetricsFile(run / "metrics.jsonl").truncate_after(max(saved, default=0))
+    elif (records := read_metrics(run / METRICS_FILE)) and records[-1]["step"] >= num_steps:
+        raise UsageError(f"{run} has come to its end and kept no checkpoint: train it anew in another --out")
+    MetricsFile(run / METRICS_FILE).truncate_after(max(saved, default=0))
     return list(saved.values())[-1] if saved else None
 
 
