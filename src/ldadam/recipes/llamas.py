@@ -22,7 +22,7 @@ HALF_DEMO: dict[str, Any] = {
     "save_every": 300,
 }
 
-# Ten million parameters, six minutes a run.
+# Ten million parameters, four minutes a run.
 TEN_MILLION: dict[str, Any] = {
     **_SHARED,
     "corpus": "gutenberg",
