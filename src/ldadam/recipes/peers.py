@@ -24,8 +24,7 @@ def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: float, num_rat
         num_rates: how many are tried.
     """
     ours, smaller, larger, largest, adam_rates = (
-        tuple(first * 2**doubling for doubling in range(num_rates))
-        for first in (2e-3, 5e-3, 1e-2, 2e-2, adam)
+        tuple(first * 2**doubling for doubling in range(num_rates)) for first in (2e-3, 5e-3, 1e-2, 2e-2, adam)
     )
     dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
     residual = {**with_rank, "scaled_residual": True}
