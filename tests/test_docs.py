@@ -132,18 +132,34 @@ def test_seconds_are_those_of_the_study_that_was_timed(tmp_path):
     assert [line.split("| ")[-2:] for line in table[heading + 2 :][:2]] == [["125.0 ", "150 |"], ["125.0 ", "450 |"]]
 
 
+PLANNED = {"dtype": "bfloat16", "batch": 1, "seq": 1024, "checkpointing": True}
+
+
+@pytest.mark.slow
+def test_memory_beside_other_optimizers_is_what_is_planned():
+    from ldadam import plan
+
+    row = r"^\| (\w+)(?:, (int\d))? \|(?: (\d+))? \| ([\d.]+) \| ([\d.]+) \|$"
+    rows = re.findall(row, (ROOT / "docs/results.md").read_text(), re.M)
+    assert len(rows) == 11
+    for optimizer, stored, rank, *totals in rows:
+        options = {"rank": int(rank)} if rank else {}
+        options |= {"error_dtype": stored} if stored else {}
+        for in_backward, total in zip((False, True), totals, strict=True):
+            planned = plan("7b", optimizer=optimizer, step_in_backward=in_backward, **options, **PLANNED)
+            assert f"{planned.footprint.total / 2**30:.2f}" == total
+
+
 @pytest.mark.slow
 def test_what_fits_is_what_is_planned():
-    pytest.importorskip("triton")
     from ldadam import plan
 
     rows = re.findall(
         r"^\| (\d+) \| (\w+).*? \| ([\d.]+), .*? \| ([\d.]+), .*? \|$", (ROOT / "docs/memory.md").read_text(), re.M
     )
     assert len(rows) == 7
-    options = {"dtype": "bfloat16", "batch": 1, "seq": 1024, "checkpointing": True}
     for rank, stored, *totals in rows:
         buffer = {"error_feedback": False} if stored == "none" else {"error_dtype": stored}
         for in_backward, total in zip((False, True), totals, strict=True):
-            planned = plan("7b", rank=int(rank), step_in_backward=in_backward, **buffer, **options)
+            planned = plan("7b", rank=int(rank), step_in_backward=in_backward, **buffer, **PLANNED)
             assert f"{planned.footprint.total / 2**30:.2f}" == total
