@@ -29,7 +29,7 @@ def _block(file, times):
     made_by = _circumstances(_read(file), file)
     if times and times.startswith(OF_OTHER):
         other = times.removeprefix(OF_OTHER)
-        made_by += f" Times: the medians of every step of {_circumstances(_read(other), other)}"
+        made_by += f" Times: a step, but for the first ones, of {_circumstances(_read(other), other)}"
     return f"{table}\n{made_by}\n\n"
 
 

@@ -19,6 +19,7 @@ from ldadam.comparison.trials import finished_run
 from ldadam.peers import PEERS
 from ldadam.report import load_run
 from ldadam.training.errors import UsageError
+from ldadam.training.metrics import read_metrics
 from ldadam.training.run_config import fields_of
 
 
@@ -47,6 +48,8 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     last = numbers(tmp_path / "adamw-lr0.002-seed0")[-1]
     assert trial["validation_loss"] == last["val_loss"] and trial["validation"][-1][0] == 4
     assert trial["optimizer_bytes"] > 0
+    steps = read_metrics(tmp_path / "adamw-lr0.002-seed0" / "metrics.jsonl")[1:]
+    assert trial["seconds_per_step"] == pytest.approx(sum(step["step_seconds"] for step in steps) / 3)
     assert json.loads((tmp_path / "study.json").read_text()) == record
     assert f"| {last['val_loss']:.4f} |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000

@@ -138,8 +138,8 @@ def outcome_of(run: RunData) -> dict[str, Any]:
         "validation_loss": summary["final_validation_loss"],
         "scores": summary["final_scores"],
         "seconds": summary["seconds"],
-        "seconds_per_step": _median(run, "step_seconds"),
-        "optimizer_seconds_per_step": _median(run, "optimizer_seconds"),
+        "seconds_per_step": _mean_per_step(run, "step_seconds"),
+        "optimizer_seconds_per_step": _mean_per_step(run, "optimizer_seconds"),
         "optimizer_bytes": summary["optimizer_bytes"],
         "validation": [[record["step"], record["seconds"], record["val_loss"]] for record in evaluations],
         "fingerprint": run.facts["fingerprint"],
@@ -148,9 +148,12 @@ def outcome_of(run: RunData) -> dict[str, Any]:
     }
 
 
-def _median(run: RunData, value: str) -> float:
-    """Of what each step took, so that neither the first one, which compiles, nor a disturbed one counts for more."""
-    return statistics.median(record[value] for record in run.metrics if value in record)
+def _mean_per_step(run: RunData, value: str) -> float:
+    """Without the first record, in which code is compiled, where there are others."""
+    first, last = run.metrics[0], run.metrics[-1]
+    if first is last:
+        return first[value]
+    return (run.weighted_total(value) - first[value] * first["step"]) / (last["step"] - first["step"])
 
 
 def goodness(outcome: dict[str, Any]) -> tuple[float, float]:
