@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -53,6 +54,11 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     assert json.loads((tmp_path / "study.json").read_text()) == record
     assert f"| {last['val_loss']:.4f} |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
+    # The recorded command makes the run again, whatever defaults become.
+    monkeypatch.chdir(tmp_path.parent)
+    assert "--dense-lr-scale 4.0" in trial["command"]
+    assert ldadam(*shlex.split(trial["command"])[1:], "--out", tmp_path / "again") == 0
+    assert numbers(tmp_path / "again") == numbers(tmp_path / "adamw-lr0.002-seed0")
     # What has ended is not run again, and is not mistaken for a run with other settings, named or left out, or for one
     # on other data.
     ADAMW = Contestant("adamw", (2e-3,))
@@ -116,7 +122,7 @@ def test_a_run_that_was_stopped_is_not_finished(tmp_path, corpus):
 
 def test_the_score_decides_before_the_loss_and_what_diverged_never_wins():
     contestant = Contestant("adamw", (1e-4, 1e-3, 1e-2))
-    results = Results(Study("s", "", "finetune", {}, (contestant,)))
+    results = Results(Study("s", "", "finetune", {"task": "trec", "model": "minilm"}, (contestant,)))
     assert results.best_lr(contestant) is None
     results.outcomes[Trial(contestant, 1e-2, 0)] = outcome(float("nan"), accuracy=0.9)
     assert results.best_lr(contestant) is None
@@ -217,7 +223,7 @@ def test_settings_become_the_options_that_they_came_from(tmp_path, corpus):
     assert options.count("--no-report") == 1 and options[options.index("--rho") + 1] == "0.5"
     assert as_options({"threads": None}) == []
     study = Study("s", "", "pretrain", {"preset": "demo"}, (Contestant("adamw", (1e-3,)),))
-    line = command_line(study, study.sweep()[0], out="x", processes=2)
+    line = command_line(study, study.settings_of(study.sweep()[0]), out="x", processes=2)
     expected = "torchrun --nproc-per-node 2 -m ldadam pretrain --preset demo --optimizer adamw --lr 0.001 --seed 0"
     assert line == f"{expected} --no-report --out x"
 

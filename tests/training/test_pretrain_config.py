@@ -171,10 +171,13 @@ def test_every_setting_is_explained():
         assert field.metadata["help"], field.name
 
 
-def test_who_scales_matrices_by_itself_gets_no_second_ratio():
+def test_who_has_one_rate_or_a_ratio_of_its_own_is_not_given_that_of_a_preset():
     assert resolve({"preset": "demo", "optimizer": "ldadamw"}).dense_lr_scale == 4
     assert resolve({"preset": "60m", "optimizer": "adamw"}).dense_lr_scale == 1
     assert resolve({"preset": "demo", "optimizer": "galore"}).dense_lr_scale is None
+    for one_rate in ("apollo", "fira"):
+        assert resolve({"preset": "demo", "optimizer": one_rate}).dense_lr_scale == 1
+        assert resolve({"preset": "demo", "optimizer": one_rate, "dense_lr_scale": 4.0}).dense_lr_scale == 4
     with pytest.raises(UsageError, match="dense_lr_scale has no effect on galore"):
         resolve({"preset": "demo", "optimizer": "galore", "dense_lr_scale": 4.0})
     with pytest.raises(UsageError, match="dense_lr_scale must be a finite number >= 0, got -1"):

@@ -120,7 +120,7 @@ def _print_commands(study: Study, folder: Path, *, processes: int) -> None:
     from ldadam.comparison.study import command_line
 
     for trial in study.sweep():
-        print(command_line(study, trial, out=str(folder / trial.name), processes=processes))
+        print(command_line(study, study.settings_of(trial), out=str(folder / trial.name), processes=processes))
     if len(study.seeds) > 1:
         seeds = ", ".join(map(str, study.seeds[1:]))
         print(f"# then, of each optimizer, the best of these with the seeds {seeds}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -124,7 +125,9 @@ class Results:
         return reasons[0] if reasons else "not run yet"
 
     def _about(self, trial: Trial) -> dict[str, Any]:
-        command = command_line(self.study, trial, out=trial.name, processes=self.processes)
+        """With all its settings, since those that are left out may be others one day."""
+        settings = dataclasses.asdict(self.study.config_of(trial))
+        command = command_line(self.study, settings, out=trial.name, processes=self.processes)
         return {"contestant": trial.contestant.title, "lr": trial.lr, "seed": trial.seed, "command": command}
 
 

@@ -121,7 +121,7 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
     return options
 
 
-def command_line(study: Study, trial: Trial, *, out: str, processes: int = 1) -> str:
-    """The command that makes a run by itself, for people to read and to copy."""
+def command_line(study: Study, settings: Mapping[str, Any], *, out: str, processes: int = 1) -> str:
+    """The command that makes a run with these settings by itself, for people to read and to copy."""
     program = ["ldadam"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "ldadam"]
-    return shlex.join([*program, study.subcommand, *as_options({**study.settings_of(trial), "out": out})])
+    return shlex.join([*program, study.subcommand, *as_options({**settings, "out": out})])

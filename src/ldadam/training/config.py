@@ -80,7 +80,7 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     choice.refuse_foreign_options(settings)
     open_values: dict[str, Any] = {"max_grad_norm": choice.max_grad_norm, **choice.defaults()}
     for name in fields_of(PretrainConfig):
-        if name in choice.foreign_options():
+        if name in choice.foreign_options() or (name == "dense_lr_scale" and choice.one_rate):
             continue
         if (value := getattr(preset, name, None)) is not None and name != "lr":
             open_values[name] = value

@@ -55,6 +55,7 @@ class OptimizerChoice:
     build: Callable[[nn.Module, RunConfig], Optimizer]
     resumes: bool = True  # whether a checkpoint can be read without running code from it
     package: str = ""  # beside torch, what it is imported from, and installed by
+    one_rate: bool = False  # for all weights, whatever a preset says
 
     @property
     def is_installed(self) -> bool:
@@ -107,7 +108,9 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
     defaults = {"lr": peer.lr}
     if not peer.scales_matrices:
         options, defaults = (*options, "dense_lr_scale"), {**defaults, "dense_lr_scale": 1.0}
-    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes, peer.package)
+    return OptimizerChoice(
+        peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes, peer.package, peer.one_rate
+    )
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
