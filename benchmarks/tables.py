@@ -15,45 +15,40 @@ from ldadam.comparison.results import table_of
 from ldadam.report.page import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDY = re.compile(r"(<!-- study: (\S+?)(?:, (no times|times of \S+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-NO_TIMES, OF_OTHER = "no times", "times of "
+STUDY = re.compile(r"(<!-- study: (\S+?)(?:, (no times)|, times of (\S+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def rendered(page):
     """The page with every table as its record says it."""
-    return STUDY.sub(lambda found: found[1] + _block(found[2], found[3]) + found[4], page)
+    return STUDY.sub(lambda found: found[1] + _block(found[2], found[3], found[4]) + found[5], page)
 
 
-def _block(file, times):
-    table = markdown_table(*table_of(_record(file, times), times=times != NO_TIMES))
-    made_by = _circumstances(_read(file), file)
-    if times and times.startswith(OF_OTHER):
-        other = times.removeprefix(OF_OTHER)
-        made_by += f" Times: a step, but for the first ones, of {_circumstances(_read(other), other)}"
-    return f"{table}\n{made_by}\n\n"
+def _block(file, no_times, timed):
+    record = _record(file, timed)
+    made_by = _circumstances(record, file)
+    if timed:
+        made_by += f" Times: a step, but for the first ones, of {_circumstances(_read(timed), timed)}"
+    return markdown_table(*table_of(record, times=not no_times)) + f"\n{made_by}\n\n"
 
 
 def _read(file):
     return json.loads((ROOT / file).read_text(encoding="utf-8"))
 
 
-def _record(file, times):
-    """The record of a study, with the times that a page asks for."""
+def _record(file, timed):
+    """The record of a study, with the times of another one where there is one."""
     record = _read(file)
-    if not (times and times.startswith(OF_OTHER)):
+    if not timed:
         return record
-    other = {row["name"]: row for row in _read(times.removeprefix(OF_OTHER))["contestants"]}
+    others = {row["name"]: row for row in _read(timed)["contestants"]}
+    a_step = {name: row["seconds_per_step"][0] for name, row in others.items()}
     for row in record["contestants"]:
-        row["optimizer_seconds_per_step"] = other[row["name"]]["optimizer_seconds_per_step"]
-        row["seconds"] = [_seconds_per_step(other[row["name"]]) * record["settings"]["steps"], None]
+        row["optimizer_seconds_per_step"] = others[row["name"]]["optimizer_seconds_per_step"]
+        row["seconds"] = [a_step[row["name"]] * record["settings"]["steps"], None]
     for trial in record["trials"]:
-        a_step = _seconds_per_step(other[trial["contestant"]])
-        trial["validation"] = [[step, step * a_step, loss] for step, _, loss in trial["validation"]]
+        taken = a_step[trial["contestant"]]
+        trial["validation"] = [[step, step * taken, loss] for step, _, loss in trial["validation"]]
     return record
-
-
-def _seconds_per_step(row):
-    return row["seconds_per_step"][0]
 
 
 def _circumstances(record, file):
@@ -74,10 +69,10 @@ def _each(facts, name):
 
 def draw_pictures(page):
     """Draw the picture of each study of a page that has one."""
-    for _, file, times, _ in STUDY.findall(page):
+    for _, file, no_times, timed, _ in STUDY.findall(page):
         picture = ROOT / "docs/images" / f"{Path(file).stem}.png"
         if f"images/{picture.name})" in page:
-            draw_study(_record(file, times), picture, times=times != NO_TIMES)
+            draw_study(_record(file, timed), picture, times=not no_times)
             print(picture.relative_to(ROOT))
 
 
