@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tiny_runs import TINY, ldadam, numbers, settings, wait_for_lines
 
 from ldadam.comparison import pictures
@@ -18,6 +19,10 @@ from ldadam.comparison.run_study import check_study, run_study
 from ldadam.comparison.study import Contestant, Study, Trial, as_options, command_line
 from ldadam.comparison.trials import finished_run
 from ldadam.peers import PEERS
+from ldadam.planner.models import find_source
+from ldadam.planner.planning import Settings as PlanSettings
+from ldadam.planner.planning import find_run, footprint_without_peak
+from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu, peers_small_rank16_cpu
 from ldadam.report import load_run
 from ldadam.training.errors import UsageError
 from ldadam.training.metrics import read_metrics
@@ -356,3 +361,34 @@ def test_a_study_that_is_stopped_stops_its_run_and_goes_on_to_the_same_numbers(t
     record = run_study(study, tmp_path / "parts")
     assert record["trials"][0]["validation_loss"] == whole["trials"][0]["validation_loss"]
     assert numbers(run) == numbers(tmp_path / "whole/ldadamw-lr0.002-seed0")
+
+
+def llama_on_meta(config):
+    """The model of a run, without its numbers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = ("vocab_size", "hidden_size", "intermediate_size")
+    shape = {name: getattr(config, name) for name in names}
+    layers = {"num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads}
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(**shape, **layers))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [peers_small_rank16_cpu, peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu],
+    ids=lambda recipe: recipe.__name__,
+)
+def test_the_small_rank_is_the_largest_that_keeps_no_more_bytes_than_apollo(recipe):
+    (study,) = recipe()
+    apollo = next(one for one in study.contestants if one.optimizer == "apollo")
+    ours = next(one for one in study.contestants if one.title.startswith("LDAdamW, residual, int4, rank"))
+    config = study.config_of(Trial(ours, ours.lrs[0], 0))
+
+    def state_bytes(optimizer, rank):
+        settings = PlanSettings({"rank": rank, "error_dtype": "int4", "backend": "auto"}, optimizer)
+        run = find_run(find_source(llama_on_meta(config)), settings, dtype=None)
+        return footprint_without_peak(optimizer, run).state.total
+
+    kept = state_bytes("apollo", apollo.settings["rank"])
+    assert state_bytes("ldadamw", config.rank) <= kept < state_bytes("ldadamw", config.rank + 1)

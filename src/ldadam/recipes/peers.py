@@ -11,7 +11,9 @@ from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 SEEDS = (0, 1, 2)
 
 
-def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: float, num_rates: int = 4) -> list[Study]:
+def _beside(
+    name: str, llama: dict[str, Any], *, rank: int, small_rank: int, adam: float, num_rates: int = 4
+) -> list[Study]:
     """Rates of matrices are a factor of two apart, around each one's best; other weights have four times that.
 
     GaLore does the same as published: it scales the updates of matrices by 0.25. APOLLO and Fira have one rate for all,
@@ -21,6 +23,7 @@ def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: float, num_rat
         name: of the study.
         llama: what is trained.
         rank: of all low-rank optimizers.
+        small_rank: the largest at which LDAdamW with an int4 error buffer keeps no more bytes than APOLLO and Fira.
         adam: the first rate of the AdamWs.
         num_rates: how many are tried.
     """
@@ -29,10 +32,12 @@ def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: float, num_rat
     )
     dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
     residual = {**with_rank, "scaled_residual": True}
+    smallest = {**residual, "error_dtype": "int4"}
     contestants = (
         Contestant("ldadamw", ours, with_rank, "LDAdamW"),
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
-        Contestant("ldadamw", ours, {**residual, "error_dtype": "int4"}, "LDAdamW, scaled residual, int4"),
+        Contestant("ldadamw", ours, smallest, "LDAdamW, scaled residual, int4"),
+        Contestant("ldadamw", ours, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
         Contestant("adamw", adam_rates, dense),
         Contestant("galore", larger, {"rank": rank}),
         Contestant("apollo", smaller, {"rank": rank}),
@@ -47,17 +52,17 @@ def _beside(name: str, llama: dict[str, Any], *, rank: int, adam: float, num_rat
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, adam=5e-4)
+    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, small_rank=25, adam=5e-4)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
-    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, adam=1e-3)
+    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, small_rank=12, adam=1e-3)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, four minutes a run: the same optimizers, three rates."""
-    return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rank=80, adam=5e-4, num_rates=3)
+    return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rank=80, small_rank=63, adam=5e-4, num_rates=3)
 
 
 def _shortened(study: Study, name: str, *, steps: int) -> Study:
