@@ -52,8 +52,6 @@ class Peer:
         lr: where to begin to search for a learning rate.
         max_grad_norm: the clipping that its authors train with; 0 is none.
         install: what to install where its import fails; empty where nobody knows.
-        scales_matrices: whether it gives matrices a smaller rate than the others by itself.
-        one_rate: whether its authors train all weights with one rate, which a preset's ratio does not change.
         resumes: whether its state is tensors, which a checkpoint can be read for without running code from it.
     """
 
@@ -63,8 +61,6 @@ class Peer:
     lr: float
     max_grad_norm: float
     install: str
-    scales_matrices: bool = False
-    one_rate: bool = False
     resumes: bool = False
 
     @property
@@ -187,9 +183,9 @@ PEERS = {
         Peer("muon", _muon, False, lr=4e-3, max_grad_norm=0.0, install="'torch>=2.9'", resumes=True),
         Peer("adamw8bit", _adamw8bit, False, lr=2e-3, max_grad_norm=1.0, install="torchao"),
         Peer("adamw4bit", _adamw4bit, False, lr=2e-3, max_grad_norm=1.0, install="torchao"),
-        Peer("galore", galore, True, lr=1e-2, max_grad_norm=0.0, install="galore-torch", scales_matrices=True),
-        Peer("apollo", _apollo, True, lr=1e-2, max_grad_norm=0.0, install="apollo-torch", one_rate=True),
-        Peer("fira", fira, True, lr=1e-2, max_grad_norm=0.0, install="pytorch_optimizer", one_rate=True),
+        Peer("galore", galore, True, lr=1e-2, max_grad_norm=0.0, install="galore-torch"),
+        Peer("apollo", _apollo, True, lr=1e-2, max_grad_norm=0.0, install="apollo-torch"),
+        Peer("fira", fira, True, lr=1e-2, max_grad_norm=0.0, install="pytorch_optimizer"),
         Peer("dct", _dct_adamw, True, lr=4e-3, max_grad_norm=0.0, install="ista-daslab-optimizers"),
     )
 }

@@ -61,7 +61,7 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     assert (tmp_path / "study.png").stat().st_size > 10_000
     # The recorded command makes the run again, whatever defaults become.
     monkeypatch.chdir(tmp_path.parent)
-    assert "--dense-lr-scale 4.0" in trial["command"]
+    assert "--dense-lr-scale 32.0" in trial["command"]
     assert ldadam(*shlex.split(trial["command"])[1:], "--out", tmp_path / "again") == 0
     assert numbers(tmp_path / "again") == numbers(tmp_path / "adamw-lr0.002-seed0")
     # What has ended is not run again, and is not mistaken for a run with other settings, named or left out, or for one
@@ -76,9 +76,9 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     # Runs that are older than a setting did as it was then, which need not be today's default.
     config = tmp_path / "adamw-lr0.002-seed0" / "config.yaml"
     as_it_was = config.read_text()
-    assert "dense_lr_scale: 4.0" in as_it_was
-    config.write_text(as_it_was.replace("dense_lr_scale: 4.0\n", ""))
-    with pytest.raises(UsageError, match=r"holds a run with dense_lr_scale=1.0, and now it would be 4.0"):
+    assert "dense_lr_scale: 32.0" in as_it_was
+    config.write_text(as_it_was.replace("dense_lr_scale: 32.0\n", ""))
+    with pytest.raises(UsageError, match=r"holds a run with dense_lr_scale=1.0, and now it would be 32.0"):
         run_study(tiny_study(corpus, ADAMW), tmp_path)
     study = tiny_study(corpus, Contestant("adamw", (2e-3,), {"dense_lr_scale": 1.0}))
     assert run_study(study, tmp_path)["trials"][0]["seconds"] == trial["seconds"]
@@ -280,6 +280,18 @@ def test_compare_prints_its_runs_without_making_any(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("ldadam pretrain --preset demo --optimizer adamw --lr 0.001")
     assert not out.exists()
+
+
+def test_dense_weights_keep_their_rate_while_that_of_matrices_is_swept(tmp_path, capsys):
+    rates = ("--lrs", "adamw=1e-3/2e-3,muon=8e-3", "--dense-lr", 0.016, "--seeds", 1, "--out", tmp_path / "none")
+    assert ldadam("compare", "--optimizers", "adamw,muon", *rates, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, lr, ratio in zip(lines, (0.001, 0.002, 0.008), (16.0, 8.0, 2.0), strict=True):
+        assert f"--lr {lr} " in line and f"--dense-lr-scale {ratio} " in line
+    assert ldadam("compare", *rates, "--set", "dense-lr-scale=2", "--optimizers", "adamw,muon") == 2
+    assert "--dense-lr and --set dense-lr-scale" in capsys.readouterr().err
+    assert ldadam("compare", *rates[2:], "--optimizers", "adamw", "--dense-lr", -1, "--dry-run") == 2
+    assert "--dense-lr must be a finite number >= 0, got -1" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):

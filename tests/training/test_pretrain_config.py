@@ -171,14 +171,14 @@ def test_every_setting_is_explained():
         assert field.metadata["help"], field.name
 
 
-def test_who_has_one_rate_or_a_ratio_of_its_own_is_not_given_that_of_a_preset():
-    assert resolve({"preset": "demo", "optimizer": "ldadamw"}).dense_lr_scale == 4
+def test_a_preset_gives_dense_weights_one_rate_beside_each_learning_rate_that_it_knows():
+    for known in ("ldadamw", "adamw", "muon", "adamw8bit"):
+        found = resolve({"preset": "demo", "optimizer": known})
+        assert found.lr * found.dense_lr_scale == pytest.approx(0.032)
+    assert resolve({"preset": "demo", "optimizer": "adamw", "dense_lr_scale": 2.0}).dense_lr_scale == 2
     assert resolve({"preset": "60m", "optimizer": "adamw"}).dense_lr_scale == 1
-    assert resolve({"preset": "demo", "optimizer": "galore"}).dense_lr_scale is None
-    for one_rate in ("apollo", "fira"):
+    for one_rate in ("apollo", "fira", "galore", "torch.optim:SGD"):
         assert resolve({"preset": "demo", "optimizer": one_rate}).dense_lr_scale == 1
         assert resolve({"preset": "demo", "optimizer": one_rate, "dense_lr_scale": 4.0}).dense_lr_scale == 4
-    with pytest.raises(UsageError, match="dense_lr_scale has no effect on galore"):
-        resolve({"preset": "demo", "optimizer": "galore", "dense_lr_scale": 4.0})
     with pytest.raises(UsageError, match="dense_lr_scale must be a finite number >= 0, got -1"):
         resolve({"preset": "demo", "optimizer": "adamw", "dense_lr_scale": -1.0})

@@ -36,6 +36,14 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    dense_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of embeddings, heads and vectors, whatever --lrs tries for matrices. Default: a "
+            "multiple of that, as the preset has it.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many; the first chooses the learning rate.", min=1, metavar="N")] = 3,
     settings: Annotated[
         list[str] | None,
@@ -58,7 +66,8 @@ def compare(
     """
     from ldadam.comparison.arguments import study_from, task_name
 
-    study = study_from(task, optimizers, lrs=lrs, num_seeds=seeds, settings=settings or [], threads=threads)
+    given = {"settings": settings or [], "threads": threads, "dense_lr": dense_lr}
+    study = study_from(task, optimizers, lrs=lrs, num_seeds=seeds, **given)
     _make([study], out or Path("runs") / f"compare-{task_name(task)}", processes=processes, dry_run=dry_run)
 
 

@@ -28,6 +28,7 @@ def study_from(
     num_seeds: int,
     settings: Sequence[str],
     threads: int | None,
+    dense_lr: float | None = None,
 ) -> Study:
     """The study that `ldadam compare` describes.
 
@@ -36,6 +37,10 @@ def study_from(
     """
     subcommand, work = _work(task)
     given = _settings(KINDS[subcommand], settings)
+    if dense_lr is not None and "dense_lr_scale" in given:
+        raise UsageError("--dense-lr and --set dense-lr-scale both set the rate of embeddings: give one of them")
+    if dense_lr is not None and not 0 <= dense_lr < float("inf"):
+        raise UsageError(f"--dense-lr must be a finite number >= 0, got {dense_lr:g}")
     shared = {**work, **{name: value for name, value in given.items() if name not in ALL_OPTIONS}, "threads": threads}
     names = [name for name in optimizers.replace(" ", "").split(",") if name]
     if not names:
@@ -46,7 +51,7 @@ def study_from(
         foreign = find_optimizer(name).foreign_options()
         own = {key: value for key, value in given.items() if key in ALL_OPTIONS and key not in foreign}
         contestants.append(Contestant(name, rates.get(name) or _around(subcommand, {**shared, **own}, name), own))
-    study = Study(task_name(task), task, subcommand, shared, tuple(contestants), tuple(range(num_seeds)))
+    study = Study(task_name(task), task, subcommand, shared, tuple(contestants), tuple(range(num_seeds)), dense_lr)
     for trial in study.sweep():
         study.config_of(trial)
     return study

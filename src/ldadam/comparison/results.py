@@ -92,6 +92,7 @@ class Results:
             "subcommand": study.subcommand,
             "settings": dict(study.settings),
             "seeds": list(study.seeds),
+            "dense_lr": study.dense_lr,
             "contestants": [self._summary(contestant) for contestant in study.contestants],
             "trials": [{**self._about(trial), **outcome} for trial, outcome in self.outcomes.items()],
             "failed": [{**self._about(trial), "reason": reason} for trial, reason in self.failures.items()],

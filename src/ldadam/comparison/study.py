@@ -65,6 +65,8 @@ class Study:
         settings: what all runs share, by the names of that subcommand's configuration.
         contestants: the optimizers.
         seeds: the first one chooses the learning rates.
+        dense_lr: learning rate of embeddings, heads and vectors, whatever is tried for matrices, but for contestants
+            with a `dense_lr_scale` of their own: a multiple of what is tried. None leaves it to that for all.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Study:
     settings: Mapping[str, Any]
     contestants: tuple[Contestant, ...]
     seeds: tuple[int, ...] = (0,)
+    dense_lr: float | None = None
 
     def __post_init__(self) -> None:
         titles = [contestant.title for contestant in self.contestants]
@@ -98,6 +101,8 @@ class Study:
         """What the run is told, but for its folder."""
         own = {"optimizer": trial.contestant.optimizer, **trial.contestant.settings}
         given = {**self.settings, **own, "lr": trial.lr, "seed": trial.seed, "report": False}
+        if self.dense_lr is not None and "dense_lr_scale" not in own:
+            given["dense_lr_scale"] = self.dense_lr / trial.lr
         return {name: value for name, value in given.items() if value is not None}
 
     def config_of(self, trial: Trial) -> RunConfig:

@@ -212,9 +212,8 @@ def _nearest_preset(num_weights: int) -> tuple[str, float]:
 
 def _how_it_was_found(preset: str) -> str:
     """Where a preset's learning rate comes from, and what it goes with."""
-    if PRESETS[preset].dense_lr_scale != 1:
-        scale = PRESETS[preset].dense_lr_scale
-        return f": the best of four, with {scale:g} times that for embeddings, head and vectors (docs/results.md)"
+    if (dense_lr := PRESETS[preset].dense_lr) is not None:
+        return f": the best that was tried, with {dense_lr:g} for embeddings, head and vectors (docs/results.md)"
     return " and was not tuned"
 
 

@@ -1,4 +1,4 @@
-"""LDAdamW beside every other optimizer on the same pre-training, each at its best of four learning rates."""
+"""LDAdamW beside every other optimizer on the same pre-training, each at its best of three or four learning rates."""
 
 from __future__ import annotations
 
@@ -10,59 +10,80 @@ from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 
 SEEDS = (0, 1, 2)
 
+# Of embeddings, head and vectors with every optimizer, so that they differ in what they do to matrices only.
+DENSE_LR = 0.032
 
-def _beside(
-    name: str, llama: dict[str, Any], *, rank: int, small_rank: int, adam: float, num_rates: int = 4
-) -> list[Study]:
-    """Rates of matrices are a factor of two apart, around each one's best; other weights have four times that.
 
-    GaLore does the same as published: it scales the updates of matrices by 0.25. APOLLO and Fira have one rate for all,
-    as published, and are better with it.
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    """The smallest learning rates that are tried for matrices, each followed by doubles of it.
+
+    Attributes:
+        ours: of the LDAdamWs.
+        adam: of the AdamWs.
+        galore: it takes a quarter of what it is given.
+        channel: of APOLLO and Fira.
+        count: how many are tried for each.
+    """
+
+    ours: float
+    adam: float
+    galore: float
+    channel: float
+    count: int = 3
+
+    def from_(self, first: float) -> tuple[float, ...]:
+        """All that are tried after the first."""
+        return tuple(first * 2**doubling for doubling in range(self.count))
+
+
+def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small_rank: int) -> list[Study]:
+    """Muon has LDAdamW's rates; Adafactor's are relative to a weight's size, and it keeps a ratio of four instead.
 
     Args:
         name: of the study.
         llama: what is trained.
+        rates: the first ones of each.
         rank: of all low-rank optimizers.
         small_rank: the largest at which LDAdamW with an int4 error buffer keeps no more bytes than APOLLO and Fira.
-        adam: the first rate of the AdamWs.
-        num_rates: how many are tried.
     """
-    ours, smaller, larger, largest, adam_rates = (
-        tuple(first * 2**doubling for doubling in range(num_rates)) for first in (2e-3, 5e-3, 1e-2, 2e-2, adam)
-    )
-    dense, with_rank = {"dense_lr_scale": 4.0}, {"dense_lr_scale": 4.0, "rank": rank}
-    residual = {**with_rank, "scaled_residual": True}
+    ours, adam, channel = (rates.from_(first) for first in (rates.ours, rates.adam, rates.channel))
+    with_rank, residual = {"rank": rank}, {"rank": rank, "scaled_residual": True}
     smallest = {**residual, "error_dtype": "int4"}
     contestants = (
         Contestant("ldadamw", ours, with_rank, "LDAdamW"),
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
         Contestant("ldadamw", ours, smallest, "LDAdamW, scaled residual, int4"),
         Contestant("ldadamw", ours, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
-        Contestant("adamw", adam_rates, dense),
-        Contestant("galore", larger, {"rank": rank}),
-        Contestant("apollo", smaller, {"rank": rank}),
-        Contestant("fira", smaller, {"rank": rank}),
-        Contestant("adafactor", largest, dense),
-        Contestant("muon", ours, dense),
-        Contestant("adamw8bit", adam_rates, dense),
-        Contestant("adamw4bit", adam_rates, dense),
+        Contestant("adamw", adam),
+        Contestant("galore", rates.from_(rates.galore), with_rank),
+        Contestant("apollo", channel, with_rank),
+        Contestant("fira", channel, with_rank),
+        Contestant("adafactor", rates.from_(2e-2), {"dense_lr_scale": 4.0}),
+        Contestant("muon", ours),
+        Contestant("adamw8bit", adam),
+        Contestant("adamw4bit", adam),
     )
-    return [Study(name, "every optimizer that can be installed beside it", "pretrain", llama, contestants, SEEDS)]
+    about = "every optimizer that can be installed beside it"
+    return [Study(name, about, "pretrain", llama, contestants, SEEDS, DENSE_LR)]
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    return _beside("peers-demo-rank32-cpu", DEMO, rank=32, small_rank=25, adam=5e-4)
+    rates = _Rates(ours=2e-3, adam=5e-4, galore=5e-3, channel=2.5e-3)
+    return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
-    """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers."""
-    return _beside("peers-small-rank16-cpu", HALF_DEMO, rank=16, small_rank=12, adam=1e-3)
+    """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
+    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, channel=2.5e-3, count=4)
+    return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
-    """A Llama of 10 M parameters on eighteen books, rank 80, four minutes a run: the same optimizers, three rates."""
-    return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rank=80, small_rank=63, adam=5e-4, num_rates=3)
+    """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
+    rates = _Rates(ours=2e-3, adam=1.25e-4, galore=2.5e-3, channel=1.25e-3)
+    return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
 def _shortened(study: Study, name: str, *, steps: int) -> Study:

@@ -80,11 +80,13 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
     choice.refuse_foreign_options(settings)
     open_values: dict[str, Any] = {"max_grad_norm": choice.max_grad_norm, **choice.defaults()}
     for name in fields_of(PretrainConfig):
-        if name in choice.foreign_options() or (name == "dense_lr_scale" and choice.one_rate):
+        if name in choice.foreign_options():
             continue
         if (value := getattr(preset, name, None)) is not None and name != "lr":
             open_values[name] = value
-    open_values["lr"] = preset.lr.get(config.optimizer, open_values.get("lr"))
+    if config.optimizer in preset.lr:
+        open_values["lr"] = lr = preset.lr[config.optimizer]
+        open_values["dense_lr_scale"] = 1.0 if preset.dense_lr is None else preset.dense_lr / lr
     if settings.get("vocab_size") is not None:
         open_values["tokenizer"] = None
     return check_ranges(_length_in_steps(fill(config, open_values), asked_tokens=settings.get("tokens")))

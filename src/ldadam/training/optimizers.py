@@ -55,7 +55,6 @@ class OptimizerChoice:
     build: Callable[[nn.Module, RunConfig], Optimizer]
     resumes: bool = True  # whether a checkpoint can be read without running code from it
     package: str = ""  # beside torch, what it is imported from, and installed by
-    one_rate: bool = False  # for all weights, whatever a preset says
 
     @property
     def is_installed(self) -> bool:
@@ -104,13 +103,9 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
             hint = f": pip install {peer.install}" if peer.install else ""
             raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
 
-    options = ("lr", *(("rank", "target_modules") if peer.takes_rank else ()))
-    defaults = {"lr": peer.lr}
-    if not peer.scales_matrices:
-        options, defaults = (*options, "dense_lr_scale"), {**defaults, "dense_lr_scale": 1.0}
-    return OptimizerChoice(
-        peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes, peer.package, peer.one_rate
-    )
+    options = ("lr", "dense_lr_scale", *(("rank", "target_modules") if peer.takes_rank else ()))
+    defaults = {"lr": peer.lr, "dense_lr_scale": 1.0}
+    return OptimizerChoice(peer.name, options, peer.max_grad_norm, lambda: defaults, build, peer.resumes, peer.package)
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:

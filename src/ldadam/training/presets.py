@@ -29,7 +29,7 @@ class Preset:
     save_every: int = 200
     log_every: int = 1
     monitor_every: int = 10
-    dense_lr_scale: float = 1.0
+    dense_lr: float | None = None  # of embeddings, head and vectors, beside the rates of `lr`; None: the same as those
 
 
 def _paper(
@@ -68,8 +68,9 @@ PRESETS: dict[str, Preset] = {
         num_layers=4,
         num_heads=4,
         rank=32,
-        # The best of four each: benchmarks/results/peers-demo-rank32-cpu.json.
-        lr={"ldadamw": 4e-3, "adamw": 1e-3},
+        # docs/log.md: the best of those tried with this `dense_lr`, a factor of two apart; of the last two as of AdamW.
+        lr={"ldadamw": 4e-3, "adamw": 1e-3, "muon": 4e-3, "adamw8bit": 1e-3, "adamw4bit": 1e-3},
+        dense_lr=0.032,
         steps=600,
         batch_size=16,
         sequence_length=128,
@@ -77,7 +78,6 @@ PRESETS: dict[str, Preset] = {
         eval_tokens=40_000,
         eval_every=50,
         save_every=200,
-        dense_lr_scale=4.0,
     ),
     # 20 M parameters: hours on two cores, minutes on a GPU.
     "20m": Preset(
