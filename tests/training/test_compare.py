@@ -14,7 +14,7 @@ from tiny_runs import TINY, ldadam, numbers, settings, wait_for_lines
 from ldadam.comparison import pictures
 from ldadam.comparison.arguments import study_from
 from ldadam.comparison.pictures import draw_study
-from ldadam.comparison.results import Results, table_of
+from ldadam.comparison.results import Results, known_outcomes, table_of
 from ldadam.comparison.run_study import check_study, run_study
 from ldadam.comparison.study import Contestant, Study, Trial, as_options, command_line
 from ldadam.comparison.trials import finished_run
@@ -23,7 +23,6 @@ from ldadam.planner.models import find_source
 from ldadam.planner.planning import Settings as PlanSettings
 from ldadam.planner.planning import find_run, footprint_without_peak
 from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu, peers_small_rank16_cpu
-from ldadam.report import load_run
 from ldadam.training.errors import UsageError
 from ldadam.training.metrics import read_metrics
 from ldadam.training.run_config import fields_of
@@ -87,11 +86,35 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     with pytest.raises(UsageError, match="holds a run with eval_every=2, and now it would be 50"):
         run_study(without, tmp_path)
     results = Results(study)
-    results.add(Trial(ADAMW, 2e-3, 0), load_run(tmp_path / "adamw-lr0.002-seed0"))
-    other = load_run(tmp_path / "adamw-lr0.002-seed0")
-    other.facts["fingerprint"] = "another"
+    results.add(Trial(ADAMW, 2e-3, 0), trial)
+    other = {**trial, "fingerprint": "another"}
     with pytest.raises(UsageError, match="saw different data"):
         results.add(Trial(ADAMW, 4e-3, 0), other)
+
+
+def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys):
+    adamw = Contestant("adamw", (2e-3,))
+    earlier = run_study(tiny_study(corpus, adamw), tmp_path / "earlier")
+    study = tiny_study(corpus, Contestant("adamw", (1e-3, 2e-3)))
+    record = run_study(study, tmp_path / "later", known=earlier)
+    assert sorted(trial["lr"] for trial in record["trials"]) == [1e-3, 2e-3]
+    assert earlier["trials"][0] in record["trials"]
+    assert [folder.name for folder in (tmp_path / "later").glob("adamw-*") if folder.is_dir()] == [
+        "adamw-lr0.001-seed0"
+    ]
+    # Runs with other settings are other runs.
+    with pytest.raises(UsageError, match="holds no run of tiny as its settings are now"):
+        known_outcomes(tiny_study(corpus, adamw, steps=5), earlier, processes=1)
+    other = Study("other", "", "pretrain", study.settings, study.contestants)
+    with pytest.raises(UsageError, match="holds the study tiny, and this is other"):
+        known_outcomes(other, earlier, processes=1)
+    broken = tmp_path / "broken.json"
+    for text in ("{", "[]"):
+        broken.write_text(text)
+        assert ldadam("run", "peers-small-rank16-cpu", "--known", broken, "--out", tmp_path / "none") == 2
+        assert f"--known must be the study.json of a study, and {broken} is not" in capsys.readouterr().err
+    assert ldadam("run", "peers-small-rank16-cpu", "--known", tmp_path / "nowhere") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_not_installed_is_said_before_the_first_run(monkeypatch, capsys):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 Processes = Annotated[int, typer.Option(help="Of each run; more than one are started by torchrun.", min=1, metavar="N")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands of the runs, and make none.")]
+
+Known = Annotated[
+    Path | None,
+    typer.Option(
+        help="The study.json of an earlier study, such as one of benchmarks/results: its runs are taken from there "
+        "where every setting is the same, and the others are made.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -56,6 +69,7 @@ def compare(
         typer.Option(help="Folder of the runs and of the results. Default: runs/compare-TASK.", show_default=False),
     ] = None,
     threads: Threads = None,
+    known: Known = None,
     processes: Processes = 1,
     dry_run: DryRun = False,
     debug: Debug = False,
@@ -68,7 +82,8 @@ def compare(
 
     given = {"settings": settings or [], "threads": threads, "dense_lr": dense_lr}
     study = study_from(task, optimizers, lrs=lrs, num_seeds=seeds, **given)
-    _make([study], out or Path("runs") / f"compare-{task_name(task)}", processes=processes, dry_run=dry_run)
+    out = out or Path("runs") / f"compare-{task_name(task)}"
+    _make([study], out, known=known, processes=processes, dry_run=dry_run)
 
 
 @app.command()
@@ -91,6 +106,7 @@ def run_recipe(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs and of the results. Default: runs/NAME.", show_default=False)
     ] = None,
+    known: Known = None,
     processes: Processes = 1,
     dry_run: DryRun = False,
     debug: Debug = False,
@@ -99,15 +115,16 @@ def run_recipe(
     from ldadam.recipes import find_recipe
 
     studies = find_recipe(name)()
-    _make(studies, out or Path("runs") / name, processes=processes, dry_run=dry_run)
+    _make(studies, out or Path("runs") / name, known=known, processes=processes, dry_run=dry_run)
 
 
-def _make(studies: list[Study], out: Path, *, processes: int, dry_run: bool) -> None:
+def _make(studies: list[Study], out: Path, *, known: Path | None, processes: int, dry_run: bool) -> None:
     """Make the studies, in folders of their own where they are several."""
     from ldadam.comparison.run_study import check_study, missing_packages, run_study
     from ldadam.comparison.shown import show_record
 
     show_warnings_as_sentences()
+    earlier = _record_of(known) if known else None
     num_failed = 0
     for study in studies:
         folder = out if len(studies) == 1 else out / study.name
@@ -117,12 +134,25 @@ def _make(studies: list[Study], out: Path, *, processes: int, dry_run: bool) -> 
             check_study(study, processes=processes)
             _print_commands(study, folder, processes=processes)
             continue
-        record = run_study(study, folder, processes=processes)
+        record = run_study(study, folder, processes=processes, known=earlier)
         num_failed += len(record["failed"])
         show_record(record)
         print(f"Results: {folder / 'study.json'}\nTable:   {folder / 'study.md'}\nPicture: {folder / 'study.png'}")
     if num_failed:
         raise RunError(f"{num_failed} runs failed, as shown above: the same command tries them again")
+
+
+def _record_of(file: Path) -> dict[str, Any]:
+    """The record in a `study.json`."""
+    from ldadam.training.errors import UsageError
+
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"study", "trials"} <= set(record):
+        raise UsageError(f"--known must be the study.json of a study, and {file} is not")
+    return record
 
 
 def _print_commands(study: Study, folder: Path, *, processes: int) -> None:

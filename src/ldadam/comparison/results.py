@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,27 +27,28 @@ class Results:
     Attributes:
         study: what they are part of.
         processes: of each run.
+        known: of runs that an earlier record holds, what it keeps of them.
         outcomes: of each run, what the record keeps of it.
         failures: of each run that ended with an error, the error.
     """
 
     study: Study
     processes: int = 1
+    known: Mapping[Trial, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[Trial, dict[str, Any]] = field(default_factory=dict)
     failures: dict[Trial, str] = field(default_factory=dict)
 
-    def add(self, trial: Trial, run: RunData) -> None:
+    def add(self, trial: Trial, outcome: dict[str, Any]) -> None:
         """A run has come to its end.
 
         Raises:
             UsageError: it saw other data than those before it.
         """
-        outcome = outcome_of(run)
         for other, known in self.outcomes.items():
             if other.seed == trial.seed and known["fingerprint"] != outcome["fingerprint"]:
                 raise UsageError(
                     f"{other.name} and {trial.name} saw different data, which has changed between them: delete the "
-                    "older folder, or choose another --out"
+                    "older folder, choose another --out, or leave out --known"
                 )
         self.outcomes[trial] = outcome
 
@@ -126,10 +127,33 @@ class Results:
         return reasons[0] if reasons else "not run yet"
 
     def _about(self, trial: Trial) -> dict[str, Any]:
-        """With all its settings, since those that are left out may be others one day."""
-        settings = dataclasses.asdict(self.study.config_of(trial))
-        command = command_line(self.study, settings, out=trial.name, processes=self.processes)
-        return {"contestant": trial.contestant.title, "lr": trial.lr, "seed": trial.seed, "command": command}
+        return _about(self.study, trial, self.processes)
+
+
+def _about(study: Study, trial: Trial, processes: int) -> dict[str, Any]:
+    """With all its settings, since those that are left out may be others one day."""
+    settings = dataclasses.asdict(study.config_of(trial))
+    command = command_line(study, settings, out=trial.name, processes=processes)
+    return {"contestant": trial.contestant.title, "lr": trial.lr, "seed": trial.seed, "command": command}
+
+
+def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> dict[Trial, dict[str, Any]]:
+    """What an earlier record keeps of runs of a study, whose every setting must be the same.
+
+    Raises:
+        UsageError: the record is of another study, or of runs with other settings.
+    """
+    if record["study"] != study.name:
+        raise UsageError(f"the record of --known holds the study {record['study']}, and this is {study.name}")
+    recorded = {run["command"]: run for run in record["trials"]}
+    known = {}
+    for trial in study.possible():
+        about = _about(study, trial, processes)
+        if (run := recorded.get(about["command"])) is not None:
+            known[trial] = {name: value for name, value in run.items() if name not in about}
+    if not known:
+        raise UsageError(f"the record of --known holds no run of {study.name} as its settings are now: leave it out")
+    return known
 
 
 def outcome_of(run: RunData) -> dict[str, Any]:

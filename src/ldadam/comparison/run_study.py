@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from ldadam.comparison.pictures import draw_study
-from ldadam.comparison.results import Results, table_of, write_record
+from ldadam.comparison.results import Results, known_outcomes, outcome_of, table_of, write_record
 from ldadam.comparison.shown import Shown
 from ldadam.comparison.study import Study, Trial
 from ldadam.comparison.trials import Terminated, TrialFailed, finished_run, run_trial
@@ -23,7 +23,7 @@ from ldadam.training.sigterm import sigterm_handled_by
 RECORD = "study.json"
 
 
-def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
+def run_study(study: Study, out: Path, *, processes: int = 1, known: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make every run of a study that is not there yet, and write `study.json`, `study.md` and `study.png`.
 
     What has ended stays: run again in the same folder, it goes on where it was stopped. A run that fails is recorded
@@ -33,18 +33,20 @@ def run_study(study: Study, out: Path, *, processes: int = 1) -> dict[str, Any]:
         study: what to compare.
         out: folder of the runs and of the results.
         processes: of each run.
+        known: an earlier record of the study, of which runs with the same settings are not made again.
 
     Returns:
         The record that `study.json` holds.
 
     Raises:
-        UsageError: a run cannot begin as it is described, or `out` holds other runs, or is in use.
+        UsageError: a run cannot begin as it is described, `out` holds other runs, or is in use, or `known` has no run
+            of this study.
         Interrupted: by Ctrl-C or SIGTERM, after the present run has saved.
     """
     check_study(study, processes=processes)
     _refuse_other_study(study, out)
+    results = Results(study, processes, known_outcomes(study, known, processes=processes) if known else {})
     out.mkdir(parents=True, exist_ok=True)
-    results = Results(study, processes)
     with _locked(out) as lock, sigterm_handled_by(_terminate), Shown(study) as shown:
         try:
             _run_all(study.sweep(), results, out, lock, shown)
@@ -112,8 +114,12 @@ def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, sh
     study, processes = results.study, results.processes
     for trial in trials:
         if (run := finished_run(study, trial, out / trial.name)) is not None:
-            results.add(trial, run)
-            shown.ended(trial, results.outcomes[trial])
+            results.add(trial, outcome_of(run))
+        elif trial in results.known:
+            results.add(trial, results.known[trial])
+        else:
+            continue
+        shown.ended(trial, results.outcomes[trial])
     for trial in trials:
         if trial in results.outcomes:
             continue
@@ -124,7 +130,7 @@ def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, sh
             results.failures[trial] = str(failure)
             shown.failed(trial, str(failure))
         else:
-            results.add(trial, run)
+            results.add(trial, outcome_of(run))
             shown.ended(trial, results.outcomes[trial])
         _write(results, out)
 

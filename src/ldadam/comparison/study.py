@@ -92,6 +92,15 @@ class Study:
         """The runs of the other seeds, at the learning rate that was chosen."""
         return [Trial(contestant, lr, seed) for seed in self.seeds[1:]]
 
+    def possible(self) -> list[Trial]:
+        """All runs that there may be, whichever learning rates are chosen."""
+        return [
+            Trial(contestant, lr, seed)
+            for contestant in self.contestants
+            for lr in contestant.lrs
+            for seed in self.seeds
+        ]
+
     @property
     def num_runs(self) -> int:
         """How many runs there are, if none fails."""
