@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
@@ -115,6 +116,49 @@ def test_a_number_without_a_run_behind_it_is_found():
     digit = page.index(" MiB") if " MiB" in page else page.index("± ") + 4
     changed = page[:digit] + ("1" if page[digit] != "1" else "2") + page[digit + 1 :]
     assert tables["rendered"](changed) == page
+
+
+def prose(page: str) -> str:
+    """Without tables, code and what is made by `make tables`."""
+    page = re.sub(r"<!-- study: .*?<!-- end -->|```.*?```", "", page, flags=re.DOTALL)
+    return "\n".join(line for line in page.splitlines() if not line.startswith("|"))
+
+
+def studies_of(path: Path) -> list[dict]:
+    """The records of a page's studies, and of the pages that it links to."""
+    pages = [path, *((path.parent / link).resolve() for link in re.findall(r"\]\(([\w./-]+\.md)", path.read_text()))]
+    files = {file for page in pages for file in re.findall(r"<!-- study: ([^\s,]+)", page.read_text())}
+    return [json.loads((ROOT / file).read_text()) for file in sorted(files)]
+
+
+def differences(record: dict) -> list[tuple[float, float]]:
+    """Means and standard deviations of the differences between any two of a study, seed by seed."""
+    of_best = [
+        {t["seed"]: t["validation_loss"] for t in record["trials"] if (t["contestant"], t["lr"]) == key}
+        for key in [(row["name"], row["lr"]) for row in record["contestants"] if "failed" not in row]
+    ]
+    pairs = [[one[seed] - other[seed] for seed in one if seed in other] for one in of_best for other in of_best]
+    return [(abs(fmean(apart)), stdev(apart)) for apart in pairs if len(apart) > 1]
+
+
+WITH_STUDIES = [path for path in PAGES if "<!-- study:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_STUDIES, ids=[str(path.relative_to(ROOT)) for path in WITH_STUDIES])
+def test_differences_in_prose_are_those_of_two_rows_of_a_study(path):
+    stated = re.findall(r"(\d\.\d+) ± (\d\.\d+)", prose(path.read_text()))
+    known = [pair for record in studies_of(path) for pair in differences(record)]
+
+    def has_runs_behind_it(numbers: tuple[str, ...]) -> bool:
+        return any(
+            all(
+                abs(float(text) - value) <= 0.51 * 10.0 ** -len(text[2:])
+                for text, value in zip(numbers, pair, strict=True)
+            )
+            for pair in known
+        )
+
+    assert [" ± ".join(numbers) for numbers in stated if not has_runs_behind_it(numbers)] == []
 
 
 def test_seconds_are_those_of_the_study_that_was_timed(tmp_path):

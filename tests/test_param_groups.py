@@ -219,6 +219,23 @@ def test_weight_decay_is_for_matrices():
     assert decays == {"attn.weight": 0.1, "mlp.weight": 0.1, "attn.bias": 0.0, "mlp.bias": 0.0}
 
 
+@pytest.mark.parametrize("options", [{}, {"rank_overrides": {"q_proj": None}}, {"target_modules": "down_proj"}])
+def test_a_dense_learning_rate_is_for_what_is_no_matrix_of_a_layer(options):
+    """Whatever the rank of a matrix, none included; embeddings keep it with a rank, too."""
+    model = llama()
+    groups = lowrank_param_groups(model, rank=4, weight_decay=0.1, dense_lr=0.03, **options)
+    optimizer = LDAdamW(groups, lr=1e-3)
+    found = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert {name for name, lr in found.items() if lr == 1e-3} == {name for name in found if "proj" in name}
+    assert set(found.values()) == {1e-3, 0.03} and len(found) == len(list(model.parameters()))
+    given = {"rank_overrides": {"embed_tokens": 8}, "dense_lr": 0.03}
+    (embedding,) = [group for group in lowrank_param_groups(model, rank=4, **given) if group["rank"] == 8]
+    assert embedding["lr"] == 0.03 and embedding["param_names"] == ["model.embed_tokens.weight"]
+    assert "lr" not in lowrank_param_groups(model, rank=4)[-1]
+    with pytest.raises(ValueError, match="lr"):
+        LDAdamW(lowrank_param_groups(model, rank=4, dense_lr=-1.0))
+
+
 def test_frozen_parameters_are_left_out():
     model = small_model()
     model["mlp"].requires_grad_(False)

@@ -33,6 +33,7 @@ def lowrank_param_groups(
     target_modules: str | Sequence[str] | None = None,
     rank_overrides: Mapping[str, int | float | None] | None = None,
     weight_decay: float | None = None,
+    dense_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Param groups for `LDAdamW`: one for each rank, and one of dense AdamW.
 
@@ -48,9 +49,11 @@ def lowrank_param_groups(
             float a factor on `rank`, None means dense. An override wins over the rules above, except for vectors.
         weight_decay: for tensors of at least two dimensions; vectors and scalars get 0. None leaves it to the
             optimizer's default, for all.
+        dense_lr: learning rate of all that is dense by the rules above, whatever rank an override gives it; matrices
+            keep the optimizer's `lr`, with a rank or without. None leaves all of them to that.
 
     Returns:
-        Groups with `params`, `param_names`, `rank` and, where given, `weight_decay`.
+        Groups with `params`, `param_names`, `rank` and, where given, `weight_decay` and `lr`.
 
     Raises:
         TypeError: `model` is no module.
@@ -71,12 +74,16 @@ def lowrank_param_groups(
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     for pattern in [*(patterns or ()), *(rank_overrides or ())]:
         _refuse_unmatched(pattern, [name for name, _ in named])
-    dense = _dense_by_module(model)
+    by_module = _dense_by_module(model)
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, param in named:
-        chosen = _choose_rank(name, param, rank, patterns, rank_overrides or {}, dense)
-        decay = {} if weight_decay is None else {"weight_decay": weight_decay if param.ndim > 1 else 0.0}
-        options = ({} if chosen == "default" else {"rank": chosen}) | decay
+        is_dense = param.ndim < 2 or id(param) in by_module or dense_reason(name) is not None
+        chosen = _choose_rank(name, param, rank, patterns, rank_overrides or {}, is_dense)
+        options: dict[str, Any] = {} if chosen == "default" else {"rank": chosen}
+        if weight_decay is not None:
+            options["weight_decay"] = weight_decay if param.ndim > 1 else 0.0
+        if dense_lr is not None and is_dense:
+            options["lr"] = dense_lr
         group = groups.setdefault(tuple(options.items()), {"params": [], "param_names": [], **options})
         group["params"].append(param)
         group["param_names"].append(name)
@@ -89,7 +96,7 @@ def _choose_rank(
     rank: int | float | None,
     patterns: Sequence[str] | None,
     overrides: Mapping[str, int | float | None],
-    dense: set[int],
+    is_dense: bool,
 ) -> int | float | str | None:
     """The rank of one parameter; None for dense, "default" for the optimizer's."""
     if param.ndim < 2:
@@ -98,7 +105,7 @@ def _choose_rank(
         if re.search(pattern, name):
             return _scale(rank, override) if isinstance(override, float) else override
     targeted = patterns is None or any(re.search(pattern, name) for pattern in patterns)
-    if id(param) in dense or dense_reason(name) or not targeted:
+    if is_dense or not targeted:
         return None
     return "default" if rank is None else rank
 

@@ -40,6 +40,12 @@ def test_patterns_and_overrides_are_read_as_text_too():
     ]
 
 
+def test_embeddings_and_vectors_may_have_a_learning_rate_of_their_own():
+    groups = build_optimizer(model(), lr="1e-3", dense_lr="0.03").param_groups
+    assert [(group["param_names"], group["lr"]) for group in groups][-1] == (["0.bias", "1.bias"], 0.03)
+    assert {group["lr"] for group in groups[:-1]} == {1e-3}
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

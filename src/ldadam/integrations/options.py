@@ -24,6 +24,7 @@ def build_optimizer(
     weight_decay: Any = DEFAULTS.weight_decay,
     target_modules: str | Sequence[str] | None = None,
     rank_overrides: Any = None,
+    dense_lr: Any = None,
     **options: Any,
 ) -> LDAdamW:
     """`LDAdamW` over `lowrank_param_groups(model)`; every value may be text, as trainers pass it from a command line.
@@ -35,6 +36,7 @@ def build_optimizer(
         weight_decay: as in `lowrank_param_groups`: none on vectors and scalars.
         target_modules: as in `lowrank_param_groups`.
         rank_overrides: as in `lowrank_param_groups`.
+        dense_lr: as in `lowrank_param_groups`: of embeddings, heads and vectors.
         options: further arguments of `LDAdamW`.
 
     Raises:
@@ -50,7 +52,7 @@ def build_optimizer(
     """
     for name in options:
         if name not in NAMES:
-            known = (*NAMES, "target_modules", "rank_overrides")
+            known = (*NAMES, "target_modules", "rank_overrides", "dense_lr")
             hint = did_you_mean(name, known, otherwise=f"expected some of {', '.join(known)}")
             raise TypeError(f"LDAdamW has no option {name!r}: {hint}")
     overrides = _parse("rank_overrides", rank_overrides)
@@ -64,6 +66,7 @@ def build_optimizer(
         target_modules=_parse("target_modules", target_modules),
         rank_overrides=overrides,
         weight_decay=parsed["weight_decay"],
+        dense_lr=_parse("dense_lr", dense_lr),
     )
     return LDAdamW(groups, **parsed)
 

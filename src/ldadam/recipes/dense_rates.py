@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldadam.comparison.study import Contestant, Study
-from ldadam.recipes.llamas import DEMO, TEN_MILLION
+from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 
 DENSE_LRS = (0.008, 0.016, 0.032, 0.064)
 
@@ -23,8 +23,13 @@ def _dense_rates(name: str, llama: dict[str, Any], *, rank: int, lr: float, adam
     return [Study(name, about, "pretrain", llama, (*ours, *adamw))]
 
 
+def dense_rates_small_rank16_cpu() -> list[Study]:
+    """A Llama of half the demo's width, AdamW and LDAdamW: which learning rate embeddings, head and vectors want."""
+    return _dense_rates("dense-rates-small-rank16-cpu", HALF_DEMO, rank=16, lr=8e-3, adamw_lr=4e-3)
+
+
 def dense_rates_demo_rank32_cpu() -> list[Study]:
-    """The demo's Llama, AdamW and LDAdamW: which learning rate embeddings, head and vectors want."""
+    """The same on the demo's Llama."""
     return _dense_rates("dense-rates-demo-rank32-cpu", DEMO, rank=32, lr=4e-3, adamw_lr=1e-3)
 
 
@@ -33,4 +38,4 @@ def dense_rates_gutenberg_rank80_cpu() -> list[Study]:
     return _dense_rates("dense-rates-gutenberg-rank80-cpu", TEN_MILLION, rank=80, lr=2e-3, adamw_lr=5e-4)
 
 
-ALL = (dense_rates_demo_rank32_cpu, dense_rates_gutenberg_rank80_cpu)
+ALL = (dense_rates_small_rank16_cpu, dense_rates_demo_rank32_cpu, dense_rates_gutenberg_rank80_cpu)

@@ -148,11 +148,11 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
         target_modules=config.target_modules,
         rank_overrides=_parse_overrides(config.rank_overrides),
         weight_decay=config.weight_decay,
+        dense_lr=_dense_lr(config),
     )
     passed_on = ("lr", "eps", "weight_decay", "rho", "proj_type", "proj_method", "error_feedback")
     passed_on += ("update_interval", "scaled_residual", "skip_nonfinite", "stochastic_rounding")
     hyperparameters = {name: getattr(config, name) for name in passed_on}
-    groups = _with_dense_lr(groups, model, config)
     _refuse_rank_above_every_matrix(groups, config.rank)
     return LDAdamW(
         groups,
@@ -164,24 +164,12 @@ def _build_ldadamw(model: nn.Module, config: RunConfig) -> Optimizer:
     )
 
 
-def _with_dense_lr(groups: list[dict[str, Any]], model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Embeddings, heads and vectors in groups with a learning rate of their own; matrices keep theirs at any rank."""
-    from ldadam import lowrank_param_groups
-
+def _dense_lr(config: RunConfig) -> float | None:
+    """The learning rate of embeddings, heads and vectors, where it is not that of matrices."""
     if config.dense_lr_scale in (None, 1):
-        return groups
+        return None
     assert config.lr is not None and config.dense_lr_scale is not None
-    by_kind = lowrank_param_groups(model, rank=1)
-    dense = {id(param) for group in by_kind if group["rank"] is None for param in group["params"]}
-    found = []
-    for group in groups:
-        named = list(zip(group["params"], group["param_names"], strict=True))
-        matrices, others = ([one for one in named if (id(one[0]) in dense) == is_dense] for is_dense in (False, True))
-        for part, own in ((matrices, {}), (others, {"lr": config.lr * config.dense_lr_scale})):
-            if part:
-                params, names = zip(*part, strict=True)
-                found.append({**group, "params": [*params], "param_names": [*names], **own})
-    return found
+    return config.lr * config.dense_lr_scale
 
 
 def _parse_overrides(text: str | None) -> dict[str, int | float | None]:
@@ -222,8 +210,8 @@ def _build_adamw(model: nn.Module, config: RunConfig) -> Optimizer:
     assert config.lr is not None and config.beta1 is not None and config.beta2 is not None
     assert config.eps is not None and config.weight_decay is not None
     params: list[Any] = [param for param in model.parameters() if param.requires_grad]
-    if config.dense_lr_scale not in (None, 1):
-        params = _with_dense_lr(lowrank_param_groups(model, rank=1), model, config)
+    if (dense_lr := _dense_lr(config)) is not None:
+        params = lowrank_param_groups(model, rank=1, dense_lr=dense_lr)
     return AdamW(
         params,
         lr=config.lr,
