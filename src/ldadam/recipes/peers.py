@@ -22,14 +22,16 @@ class _Rates:
         ours: of the LDAdamWs.
         adam: of the AdamWs.
         galore: it takes a quarter of what it is given.
-        channel: of APOLLO and Fira.
+        apollo: of APOLLO.
+        fira: of Fira.
         count: how many are tried for each.
     """
 
     ours: float
     adam: float
     galore: float
-    channel: float
+    apollo: float
+    fira: float
     count: int = 3
 
     def from_(self, first: float) -> tuple[float, ...]:
@@ -47,7 +49,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         rank: of all low-rank optimizers.
         small_rank: the largest at which LDAdamW with an int4 error buffer keeps no more bytes than APOLLO and Fira.
     """
-    ours, adam, channel = (rates.from_(first) for first in (rates.ours, rates.adam, rates.channel))
+    ours, adam = rates.from_(rates.ours), rates.from_(rates.adam)
     with_rank, residual = {"rank": rank}, {"rank": rank, "scaled_residual": True}
     smallest = {**residual, "error_dtype": "int4"}
     contestants = (
@@ -57,8 +59,8 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("ldadamw", ours, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
         Contestant("adamw", adam),
         Contestant("galore", rates.from_(rates.galore), with_rank),
-        Contestant("apollo", channel, with_rank),
-        Contestant("fira", channel, with_rank),
+        Contestant("apollo", rates.from_(rates.apollo), with_rank),
+        Contestant("fira", rates.from_(rates.fira), with_rank),
         Contestant("adafactor", rates.from_(2e-2), {"dense_lr_scale": 4.0}),
         Contestant("muon", ours),
         Contestant("adamw8bit", adam),
@@ -70,19 +72,19 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(ours=2e-3, adam=5e-4, galore=5e-3, channel=2.5e-3)
+    rates = _Rates(ours=2e-3, adam=5e-4, galore=5e-3, apollo=5e-3, fira=2.5e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
-    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, channel=2.5e-3, count=4)
+    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, count=4)
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    rates = _Rates(ours=2e-3, adam=1.25e-4, galore=2.5e-3, channel=1.25e-3)
+    rates = _Rates(ours=2e-3, adam=1.25e-4, galore=2.5e-3, apollo=1.25e-3, fira=1.25e-3)
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
