@@ -15,7 +15,7 @@ def _dense_rates(name: str, llama: dict[str, Any], *, rank: int, lr: float, adam
 
     def at(dense_lr: float, optimizer: str, lr: float, **settings: Any) -> Contestant:
         settings["dense_lr_scale"] = dense_lr / lr
-        return Contestant(optimizer, (lr,), settings, f"{optimizer}, the others {dense_lr:g}")
+        return Contestant(optimizer, (lr,), settings, f"{optimizer}, dense lr {dense_lr:g}")
 
     ours = [at(dense_lr, "ldadamw", lr, rank=rank) for dense_lr in DENSE_LRS]
     adamw = [at(dense_lr, "adamw", adamw_lr) for dense_lr in DENSE_LRS]
