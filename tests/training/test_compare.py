@@ -23,7 +23,7 @@ from ldadam.planner.models import find_source
 from ldadam.planner.planning import Settings as PlanSettings
 from ldadam.planner.planning import find_run, footprint_without_peak
 from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu, peers_small_rank16_cpu
-from ldadam.training.errors import UsageError
+from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.metrics import read_metrics
 from ldadam.training.run_config import fields_of
 
@@ -92,6 +92,7 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
         results.add(Trial(ADAMW, 4e-3, 0), other)
 
 
+@pytest.mark.slow
 def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys):
     adamw = Contestant("adamw", (2e-3,))
     earlier = run_study(tiny_study(corpus, adamw), tmp_path / "earlier")
@@ -115,6 +116,19 @@ def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys
         assert f"--known must be the study.json of a study, and {broken} is not" in capsys.readouterr().err
     assert ldadam("run", "peers-small-rank16-cpu", "--known", tmp_path / "nowhere") == 2
     assert not (tmp_path / "none").exists()
+
+
+def test_a_study_that_is_stopped_leaves_the_record_of_what_has_ended(tmp_path, corpus, monkeypatch):
+    ended = Results(tiny_study(corpus, Contestant("adamw", (2e-3,))))
+    ended.add(ended.study.sweep()[0], {**outcome(2.0), "fingerprint": "of the data", "validation": [[4, 1.0, 2.0]]})
+    earlier = ended.record()
+    monkeypatch.setattr("ldadam.comparison.run_study.run_trial", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    study = tiny_study(corpus, Contestant("adamw", (2e-3, 1e-3)))
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        run_study(study, tmp_path / "later", known=earlier)
+    record = json.loads((tmp_path / "later/study.json").read_text())
+    assert record["trials"] == earlier["trials"]
+    assert record["contestants"][0]["lrs"] == {"0.002": "ended", "0.001": "not run"}
 
 
 def test_what_is_not_installed_is_said_before_the_first_run(monkeypatch, capsys):

@@ -41,7 +41,7 @@ def run_study(study: Study, out: Path, *, processes: int = 1, known: dict[str, A
     Raises:
         UsageError: a run cannot begin as it is described, `out` holds other runs, or is in use, or `known` has no run
             of this study.
-        Interrupted: by Ctrl-C or SIGTERM, after the present run has saved.
+        Interrupted: by Ctrl-C or SIGTERM, after the present run has saved, and what has ended is written.
     """
     check_study(study, processes=processes)
     _refuse_other_study(study, out)
@@ -54,6 +54,8 @@ def run_study(study: Study, out: Path, *, processes: int = 1, known: dict[str, A
                 if (lr := results.best_lr(contestant)) is not None:
                     _run_all(study.repeats(contestant, lr), results, out, lock, shown)
         except (Interrupted, KeyboardInterrupt) as stop:
+            if results.outcomes:
+                _write(results, out)
             raise Interrupted(f"stopped: the same command goes on with the runs in {out}") from stop
     return _write(results, out)
 
