@@ -30,7 +30,7 @@ def dense_rates_small_rank16_cpu() -> list[Study]:
 
 def dense_rates_demo_rank32_cpu() -> list[Study]:
     """The same on the demo's Llama."""
-    return _dense_rates("dense-rates-demo-rank32-cpu", DEMO, rank=32, lr=4e-3, adamw_lr=1e-3)
+    return _dense_rates("dense-rates-demo-rank32-cpu", DEMO, rank=32, lr=4e-3, adamw_lr=2e-3)
 
 
 def dense_rates_gutenberg_rank80_cpu() -> list[Study]:
