@@ -72,7 +72,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(ours=2e-3, adam=1e-3, galore=5e-3, apollo=5e-3, fira=2.5e-3)
+    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
