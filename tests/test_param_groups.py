@@ -232,8 +232,8 @@ def test_a_dense_learning_rate_is_for_what_is_no_matrix_of_a_layer(options):
     (embedding,) = [group for group in lowrank_param_groups(model, rank=4, **given) if group["rank"] == 8]
     assert embedding["lr"] == 0.03 and embedding["param_names"] == ["model.embed_tokens.weight"]
     assert "lr" not in lowrank_param_groups(model, rank=4)[-1]
-    with pytest.raises(ValueError, match="lr"):
-        LDAdamW(lowrank_param_groups(model, rank=4, dense_lr=-1.0))
+    with pytest.raises(ValueError, match=r"^dense_lr must be a finite number >= 0.*, got \(0, 3\)"):
+        lowrank_param_groups(model, rank=4, dense_lr=(0, 3))
 
 
 def test_frozen_parameters_are_left_out():

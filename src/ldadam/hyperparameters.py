@@ -73,6 +73,17 @@ def resolve(group: Mapping[str, Any], index: int) -> Hyperparameters:
     return Hyperparameters(**values)
 
 
+def check_lr(value: Any, name: str) -> None:
+    """Refuse what is no learning rate.
+
+    Raises:
+        ValueError: with the name that it was given by.
+    """
+    is_valid, expected = _RULES["lr"]
+    if not is_valid(value):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
 def _refuse_misspelt(group: Mapping[str, Any], index: int) -> None:
     for key in group:
         if key in NAMES or key in _KEYS_OF_TORCH or not isinstance(key, str):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ldadam.hyperparameters import check_lr
 from ldadam.layout import matrix_dims, resolve_rank
 
 
@@ -35,7 +36,7 @@ def lowrank_param_groups(
     weight_decay: float | None = None,
     dense_lr: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Param groups for `LDAdamW`: one for each rank, and one of dense AdamW.
+    """Param groups for `LDAdamW`: one for each rank, and those of dense AdamW last.
 
     Dense are vectors and scalars, embeddings, output heads (tied to an embedding or not), norms, routers, one-
     dimensional convolutions and LoRA factors. Parameters with `requires_grad=False` are left out.
@@ -57,7 +58,7 @@ def lowrank_param_groups(
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: a pattern matches no parameter, or a factor is given without `rank`.
+        ValueError: a pattern matches no parameter, a factor is given without `rank`, or `dense_lr` is no learning rate.
 
     Examples:
         >>> import torch
@@ -70,6 +71,8 @@ def lowrank_param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"lowrank_param_groups takes the model itself, a torch.nn.Module; got {type(model).__name__}")
+    if dense_lr is not None:
+        check_lr(dense_lr, "dense_lr")
     patterns = [target_modules] if isinstance(target_modules, str) else target_modules
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     for pattern in [*(patterns or ()), *(rank_overrides or ())]:

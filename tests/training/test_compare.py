@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_c
 from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.metrics import read_metrics
 from ldadam.training.run_config import fields_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def tiny_study(corpus, *contestants, seeds=(0,), **changes):
@@ -97,18 +100,19 @@ def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys
     adamw = Contestant("adamw", (2e-3,))
     earlier = run_study(tiny_study(corpus, adamw), tmp_path / "earlier")
     study = tiny_study(corpus, Contestant("adamw", (1e-3, 2e-3)))
-    record = run_study(study, tmp_path / "later", known=earlier)
+    record = run_study(study, tmp_path / "later", known=known_outcomes(study, earlier, processes=1))
     assert sorted(trial["lr"] for trial in record["trials"]) == [1e-3, 2e-3]
     assert earlier["trials"][0] in record["trials"]
     assert [folder.name for folder in (tmp_path / "later").glob("adamw-*") if folder.is_dir()] == [
         "adamw-lr0.001-seed0"
     ]
     # Runs with other settings are other runs.
-    with pytest.raises(UsageError, match="holds no run of tiny as its settings are now"):
+    with pytest.raises(UsageError, match="holds no run of tiny with the settings of now"):
         known_outcomes(tiny_study(corpus, adamw, steps=5), earlier, processes=1)
-    other = Study("other", "", "pretrain", study.settings, study.contestants)
-    with pytest.raises(UsageError, match="holds the study tiny, and this is other"):
-        known_outcomes(other, earlier, processes=1)
+    assert known_outcomes(tiny_study(corpus, adamw, threads=1, save_every=4), earlier, processes=1)
+    other = tmp_path / "earlier/study.json"
+    assert ldadam("run", "peers-small-rank16-cpu", "--known", other, "--dry-run") == 2
+    assert "holds the study tiny, and this is peers-small-rank16-cpu" in capsys.readouterr().err
     broken = tmp_path / "broken.json"
     for text in ("{", "[]"):
         broken.write_text(text)
@@ -118,16 +122,24 @@ def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("name", ["peers-small-rank16-cpu", "dense-rates-small-rank16-cpu"])
+def test_a_published_record_is_of_the_recipe_as_it_is(name, capsys):
+    """Nothing of the sweep is left to be made."""
+    record = ROOT / f"benchmarks/results/{name}.json"
+    assert ldadam("run", name, "--known", record, "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if not line.startswith("#")] == [] and err == ""
+
+
 def test_a_study_that_is_stopped_leaves_the_record_of_what_has_ended(tmp_path, corpus, monkeypatch):
-    ended = Results(tiny_study(corpus, Contestant("adamw", (2e-3,))))
-    ended.add(ended.study.sweep()[0], {**outcome(2.0), "fingerprint": "of the data", "validation": [[4, 1.0, 2.0]]})
-    earlier = ended.record()
+    study = tiny_study(corpus, Contestant("adamw", (2e-3, 1e-3)), seeds=(0, 1))
+    ended = {**outcome(2.0), "fingerprint": "of the data", "validation": [[4, 1.0, 2.0]]}
+    known = {trial: {**ended, "fingerprint": str(trial.seed)} for trial in study.possible() if trial.lr == 2e-3}
     monkeypatch.setattr("ldadam.comparison.run_study.run_trial", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    study = tiny_study(corpus, Contestant("adamw", (2e-3, 1e-3)))
     with pytest.raises(Interrupted, match="the same command goes on"):
-        run_study(study, tmp_path / "later", known=earlier)
-    record = json.loads((tmp_path / "later/study.json").read_text())
-    assert record["trials"] == earlier["trials"]
+        run_study(study, tmp_path, known=known)
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert [(trial["lr"], trial["seed"]) for trial in record["trials"]] == [(2e-3, 0), (2e-3, 1)]
     assert record["contestants"][0]["lrs"] == {"0.002": "ended", "0.001": "not run"}
 
 
@@ -329,6 +341,11 @@ def test_dense_weights_keep_their_rate_while_that_of_matrices_is_swept(tmp_path,
     assert "--dense-lr and --set dense-lr-scale" in capsys.readouterr().err
     assert ldadam("compare", *rates[2:], "--optimizers", "adamw", "--dense-lr", -1, "--dry-run") == 2
     assert "--dense-lr must be a finite number >= 0, got -1" in capsys.readouterr().err
+    # LoRA trains no embeddings.
+    task = ("--task", "finetune:trec:minilm", "--lrs", "1e-4", "--set", "rank=8")
+    assert ldadam("compare", *task, "--optimizers", "adamw,lora", "--dense-lr", 1e-3, "--dry-run") == 0
+    adamw, lora, *_ = capsys.readouterr().out.splitlines()
+    assert "--dense-lr-scale 10.0" in adamw and "--dense-lr-scale" not in lora
 
 
 def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):

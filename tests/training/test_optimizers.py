@@ -7,6 +7,7 @@ import torch
 from tiny_runs import config, ldadam, numbers, options
 
 from ldadam.peers import PEERS, Combined, split
+from ldadam.training.errors import UsageError
 from ldadam.training.optimizers import build_optimizer, find_optimizer
 
 
@@ -56,6 +57,12 @@ def test_a_matrix_without_a_rank_keeps_the_learning_rate_of_matrices(tmp_path, o
     }
     assert found["q_proj.weight"] == (None, 1e-3) and found["out.weight"] == (4, 1e-3)
     assert found["embed_tokens.weight"] == found["q_proj.bias"] == (None, 4e-3)
+
+
+def test_a_peer_does_not_give_the_dense_rate_to_matrices_that_are_left_out(tmp_path):
+    given = config(tmp_path, tmp_path, optimizer="galore", rank=4, lr=1e-3, dense_lr_scale=4.0, target_modules="out")
+    with pytest.raises(UsageError, match=r"target_modules leaves out matrices.*dense_lr_scale: give one of the two"):
+        build_optimizer(model(), given)
 
 
 def test_peers_get_the_matrices_that_ldadamw_projects():

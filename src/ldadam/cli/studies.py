@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from ldadam.cli.app import Debug, Threads, app, show_warnings_as_sentences
 from ldadam.training.errors import RunError
 
 if TYPE_CHECKING:
-    from ldadam.comparison.study import Study
+    from ldadam.comparison.study import Study, Trial
 
 Processes = Annotated[int, typer.Option(help="Of each run; more than one are started by torchrun.", min=1, metavar="N")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands of the runs, and make none.")]
@@ -53,7 +54,7 @@ def compare(
         float | None,
         typer.Option(
             help="Learning rate of embeddings, heads and vectors, whatever --lrs tries for matrices. Default: a "
-            "multiple of that, as the preset has it.",
+            "multiple of that, which a preset may have for some optimizers, else the same.",
             show_default=False,
         ),
     ] = None,
@@ -120,21 +121,25 @@ def run_recipe(
 
 def _make(studies: list[Study], out: Path, *, known: Path | None, processes: int, dry_run: bool) -> None:
     """Make the studies, in folders of their own where they are several."""
+    from ldadam.comparison.results import known_outcomes
     from ldadam.comparison.run_study import check_study, missing_packages, run_study
     from ldadam.comparison.shown import show_record
 
     show_warnings_as_sentences()
-    earlier = _record_of(known) if known else None
+    earlier = _record_of(known, studies) if known else None
     num_failed = 0
     for study in studies:
         folder = out if len(studies) == 1 else out / study.name
-        for title, package in missing_packages(study).items():
+        runs = {}
+        if earlier and earlier["study"] == study.name:
+            runs = known_outcomes(study, earlier, processes=processes)
+        for title, package in missing_packages(study, runs).items():
             print(f"ldadam: {title} will fail: it needs {package}, which is not installed", file=sys.stderr)
         if dry_run:
             check_study(study, processes=processes)
-            _print_commands(study, folder, processes=processes)
+            _print_commands(study, folder, runs, processes=processes)
             continue
-        record = run_study(study, folder, processes=processes, known=earlier)
+        record = run_study(study, folder, processes=processes, known=runs)
         num_failed += len(record["failed"])
         show_record(record)
         print(f"Results: {folder / 'study.json'}\nTable:   {folder / 'study.md'}\nPicture: {folder / 'study.png'}")
@@ -142,8 +147,8 @@ def _make(studies: list[Study], out: Path, *, known: Path | None, processes: int
         raise RunError(f"{num_failed} runs failed, as shown above: the same command tries them again")
 
 
-def _record_of(file: Path) -> dict[str, Any]:
-    """The record in a `study.json`."""
+def _record_of(file: Path, studies: list[Study]) -> dict[str, Any]:
+    """The record in a `study.json`, which must be of one of the studies."""
     from ldadam.training.errors import UsageError
 
     try:
@@ -152,14 +157,17 @@ def _record_of(file: Path) -> dict[str, Any]:
         record = None
     if not isinstance(record, dict) or not {"study", "trials"} <= set(record):
         raise UsageError(f"--known must be the study.json of a study, and {file} is not")
+    if record["study"] not in (names := [study.name for study in studies]):
+        raise UsageError(f"{file} of --known holds the study {record['study']}, and this is {', '.join(names)}")
     return record
 
 
-def _print_commands(study: Study, folder: Path, *, processes: int) -> None:
+def _print_commands(study: Study, folder: Path, known: Container[Trial], *, processes: int) -> None:
     from ldadam.comparison.study import command_line
 
     for trial in study.sweep():
-        print(command_line(study, study.settings_of(trial), out=str(folder / trial.name), processes=processes))
+        if trial not in known:
+            print(command_line(study, study.settings_of(trial), out=str(folder / trial.name), processes=processes))
     if len(study.seeds) > 1:
         seeds = ", ".join(map(str, study.seeds[1:]))
         print(f"# then, of each optimizer, the best of these with the seeds {seeds}")

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ldadam import provenance
-from ldadam.comparison.study import Contestant, Study, Trial, command_line
+from ldadam.comparison.study import Contestant, Study, Trial, command_line, what_is_run
 from ldadam.report import RunData
 from ldadam.training.errors import UsageError
 
@@ -27,14 +27,12 @@ class Results:
     Attributes:
         study: what they are part of.
         processes: of each run.
-        known: of runs that an earlier record holds, what it keeps of them.
         outcomes: of each run, what the record keeps of it.
         failures: of each run that ended with an error, the error.
     """
 
     study: Study
     processes: int = 1
-    known: Mapping[Trial, dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[Trial, dict[str, Any]] = field(default_factory=dict)
     failures: dict[Trial, str] = field(default_factory=dict)
 
@@ -138,21 +136,22 @@ def _about(study: Study, trial: Trial, processes: int) -> dict[str, Any]:
 
 
 def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> dict[Trial, dict[str, Any]]:
-    """What an earlier record keeps of runs of a study, whose every setting must be the same.
+    """What an earlier record of a study keeps of its runs, whose every setting must be the same.
 
     Raises:
-        UsageError: the record is of another study, or of runs with other settings.
+        UsageError: all its runs have other settings.
     """
-    if record["study"] != study.name:
-        raise UsageError(f"the record of --known holds the study {record['study']}, and this is {study.name}")
-    recorded = {run["command"]: run for run in record["trials"]}
+    recorded = {(run["contestant"], what_is_run(run["command"])): run for run in record["trials"]}
     known = {}
     for trial in study.possible():
         about = _about(study, trial, processes)
-        if (run := recorded.get(about["command"])) is not None:
+        if (run := recorded.get((about["contestant"], what_is_run(about["command"])))) is not None:
             known[trial] = {name: value for name, value in run.items() if name not in about}
     if not known:
-        raise UsageError(f"the record of --known holds no run of {study.name} as its settings are now: leave it out")
+        raise UsageError(
+            f"the record of --known holds no run of {study.name} with the settings of now, of which it may be too old "
+            "to have them all: leave it out"
+        )
     return known
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ldadam.comparison.pictures import draw_study
-from ldadam.comparison.results import Results, known_outcomes, outcome_of, table_of, write_record
+from ldadam.comparison.results import Results, outcome_of, table_of, write_record
 from ldadam.comparison.shown import Shown
 from ldadam.comparison.study import Study, Trial
 from ldadam.comparison.trials import Terminated, TrialFailed, finished_run, run_trial
@@ -23,7 +23,9 @@ from ldadam.training.sigterm import sigterm_handled_by
 RECORD = "study.json"
 
 
-def run_study(study: Study, out: Path, *, processes: int = 1, known: dict[str, Any] | None = None) -> dict[str, Any]:
+def run_study(
+    study: Study, out: Path, *, processes: int = 1, known: Mapping[Trial, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Make every run of a study that is not there yet, and write `study.json`, `study.md` and `study.png`.
 
     What has ended stays: run again in the same folder, it goes on where it was stopped. A run that fails is recorded
@@ -33,21 +35,21 @@ def run_study(study: Study, out: Path, *, processes: int = 1, known: dict[str, A
         study: what to compare.
         out: folder of the runs and of the results.
         processes: of each run.
-        known: an earlier record of the study, of which runs with the same settings are not made again.
+        known: what a record keeps of runs that are not to be made again (`known_outcomes`).
 
     Returns:
         The record that `study.json` holds.
 
     Raises:
-        UsageError: a run cannot begin as it is described, `out` holds other runs, or is in use, or `known` has no run
-            of this study.
+        UsageError: a run cannot begin as it is described, or `out` holds other runs, or is in use.
         Interrupted: by Ctrl-C or SIGTERM, after the present run has saved, and what has ended is written.
     """
     check_study(study, processes=processes)
     _refuse_other_study(study, out)
-    results = Results(study, processes, known_outcomes(study, known, processes=processes) if known else {})
     out.mkdir(parents=True, exist_ok=True)
+    results = Results(study, processes)
     with _locked(out) as lock, sigterm_handled_by(_terminate), Shown(study) as shown:
+        _take_in(results, out, known or {}, shown)
         try:
             _run_all(study.sweep(), results, out, lock, shown)
             for contestant in study.contestants:
@@ -75,9 +77,10 @@ def check_study(study: Study, *, processes: int) -> None:
         raise UsageError(f"{study.name} has parallel={parallel}: say --processes N, the number of devices")
 
 
-def missing_packages(study: Study) -> dict[str, str]:
-    """Of each optimizer that cannot be built here, what it comes from."""
-    choices = {contestant.title: find_optimizer(contestant.optimizer) for contestant in study.contestants}
+def missing_packages(study: Study, known: Container[Trial] = ()) -> dict[str, str]:
+    """Of each optimizer that cannot be built here and has runs of the sweep to make, what it comes from."""
+    to_make = {trial.contestant.title: trial.contestant for trial in study.sweep() if trial not in known}
+    choices = {title: find_optimizer(contestant.optimizer) for title, contestant in to_make.items()}
     return {title: choice.package for title, choice in choices.items() if not choice.is_installed}
 
 
@@ -111,17 +114,21 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, shown: Shown) -> None:
-    """Make the runs that are not there yet, after those that are have been taken in."""
-    study, processes = results.study, results.processes
-    for trial in trials:
-        if (run := finished_run(study, trial, out / trial.name)) is not None:
+def _take_in(results: Results, out: Path, known: Mapping[Trial, dict[str, Any]], shown: Shown) -> None:
+    """The runs that have ended, those of other seeds too, so that no record is written without them."""
+    for trial in results.study.possible():
+        if (run := finished_run(results.study, trial, out / trial.name)) is not None:
             results.add(trial, outcome_of(run))
-        elif trial in results.known:
-            results.add(trial, results.known[trial])
+        elif trial in known:
+            results.add(trial, known[trial])
         else:
             continue
         shown.ended(trial, results.outcomes[trial])
+
+
+def _run_all(trials: Sequence[Trial], results: Results, out: Path, lock: int, shown: Shown) -> None:
+    """Make the runs that are not there yet."""
+    study, processes = results.study, results.processes
     for trial in trials:
         if trial in results.outcomes:
             continue

@@ -10,11 +10,14 @@ from typing import Any
 from ldadam.finetune import config as finetune_config
 from ldadam.training import config as pretrain_config
 from ldadam.training.errors import UsageError
+from ldadam.training.optimizers import find_optimizer
 from ldadam.training.run_config import RunConfig
 
 KINDS: dict[str, type[RunConfig]] = {
     kind.subcommand: kind for kind in (pretrain_config.PretrainConfig, finetune_config.FinetuneConfig)
 }
+# What may differ between two descriptions of the same run.
+MAY_DIFFER = ("report", "no_report", "threads", "save_every", "keep_checkpoints", "parallel_timeout", "out")
 RESOLVE = {"pretrain": pretrain_config.resolve, "finetune": finetune_config.resolve}
 
 
@@ -66,7 +69,8 @@ class Study:
         contestants: the optimizers.
         seeds: the first one chooses the learning rates.
         dense_lr: learning rate of embeddings, heads and vectors, whatever is tried for matrices, but for contestants
-            with a `dense_lr_scale` of their own: a multiple of what is tried. None leaves it to that for all.
+            with a `dense_lr_scale` of their own, a multiple of what is tried, and for LoRA, which has no such weights.
+            None leaves it to the multiple for all.
     """
 
     name: str
@@ -110,7 +114,8 @@ class Study:
         """What the run is told, but for its folder."""
         own = {"optimizer": trial.contestant.optimizer, **trial.contestant.settings}
         given = {**self.settings, **own, "lr": trial.lr, "seed": trial.seed, "report": False}
-        if self.dense_lr is not None and "dense_lr_scale" not in own:
+        has_ratio = "dense_lr_scale" not in find_optimizer(trial.contestant.optimizer).foreign_options()
+        if self.dense_lr is not None and has_ratio and "dense_lr_scale" not in own:
             given["dense_lr_scale"] = self.dense_lr / trial.lr
         return {name: value for name, value in given.items() if value is not None}
 
@@ -133,6 +138,18 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             options += [f"--{option}", str(value)]
     return options
+
+
+def what_is_run(command: str) -> frozenset[tuple[str, ...]]:
+    """The options of a recorded command, but for those that may differ between two descriptions of the same run."""
+    options: list[list[str]] = []
+    for word in shlex.split(command):
+        if word.startswith("--") or not options:
+            options.append([word])
+        else:
+            options[-1].append(word)
+    kept = (option for option in options if option[0].removeprefix("--").replace("-", "_") not in MAY_DIFFER)
+    return frozenset(map(tuple, kept))
 
 
 def command_line(study: Study, settings: Mapping[str, Any], *, out: str, processes: int = 1) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ldadam.comparison.study import KINDS, Study, Trial, as_options
+from ldadam.comparison.study import KINDS, MAY_DIFFER, Study, Trial, as_options
 from ldadam.report import RunData, load_run
 from ldadam.training import checkpoints, run_folder
 from ldadam.training.errors import Interrupted, UsageError
@@ -23,9 +23,6 @@ from ldadam.training.run_config import fields_of
 # Between two looks at how far a run has come.
 POLL_SECONDS = 0.5
 _TAIL_BYTES = 1 << 18
-
-# What may differ between two descriptions of the same run.
-_MAY_DIFFER = ("report", "threads", "save_every", "keep_checkpoints", "parallel_timeout", "out")
 
 
 class TrialFailed(Exception):
@@ -52,7 +49,7 @@ def finished_run(study: Study, trial: Trial, folder: Path) -> RunData | None:
     asked = study.config_of(trial)
     for name in fields_of(type(asked)):
         was, now = getattr(recorded, name), getattr(asked, name)
-        if name not in _MAY_DIFFER and was != now:
+        if name not in MAY_DIFFER and was != now:
             raise UsageError(
                 f"{folder} holds a run with {name}={was}, and now it would be {now}: delete it, or choose another --out"
             )

@@ -35,7 +35,7 @@ class _Rates:
     count: int = 3
 
     def from_(self, first: float) -> tuple[float, ...]:
-        """All that are tried after the first."""
+        """All that are tried, by the first."""
         return tuple(first * 2**doubling for doubling in range(self.count))
 
 

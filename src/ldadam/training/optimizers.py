@@ -95,6 +95,10 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
             if not isinstance(config.rank, int):
                 raise ValueError(f"rank must be a whole number, got {config.rank}")
             _refuse_rank_above_every_matrix(groups, config.rank)
+        if config.target_modules and config.dense_lr_scale not in (None, 1):
+            raise ValueError(
+                "target_modules leaves out matrices, which would get the rate of dense_lr_scale: give one of the two"
+            )
         try:
             assert config.lr is not None
             weights = split(groups, dense_lr=config.dense_lr_scale and config.lr * config.dense_lr_scale)

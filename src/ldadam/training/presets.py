@@ -9,7 +9,7 @@ from ldadam.training.errors import UsageError
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything a run needs that the user did not say. Names are those of `PretrainConfig`."""
+    """Everything a run needs that the user did not say. Names are those of `PretrainConfig`, but for `dense_lr`."""
 
     hidden_size: int
     intermediate_size: int

@@ -49,7 +49,9 @@ class RunConfig:
     )
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
     dense_lr_scale: float | None = option(
-        None, "learning rate of embeddings, head and vectors, over lr; none: the preset's, else 1", panel="Optimizer"
+        None,
+        "learning rate of embeddings, head and vectors, over lr; none: what the preset gives the optimizer, else 1",
+        panel="Optimizer",
     )
     beta1: float | None = option(None, "decay of the first moment", panel="Optimizer")
     beta2: float | None = option(None, "decay of the second moment", panel="Optimizer")
