@@ -63,7 +63,7 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     assert (tmp_path / "study.png").stat().st_size > 10_000
     # The recorded command makes the run again, whatever defaults become.
     monkeypatch.chdir(tmp_path.parent)
-    assert "--dense-lr-scale 32.0" in trial["command"]
+    assert "--dense-lr-scale 16.0" in trial["command"]
     assert ldadam(*shlex.split(trial["command"])[1:], "--out", tmp_path / "again") == 0
     assert numbers(tmp_path / "again") == numbers(tmp_path / "adamw-lr0.002-seed0")
     # What has ended is not run again, and is not mistaken for a run with other settings, named or left out, or for one
@@ -78,9 +78,9 @@ def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpu
     # Runs that are older than a setting did as it was then, which need not be today's default.
     config = tmp_path / "adamw-lr0.002-seed0" / "config.yaml"
     as_it_was = config.read_text()
-    assert "dense_lr_scale: 32.0" in as_it_was
-    config.write_text(as_it_was.replace("dense_lr_scale: 32.0\n", ""))
-    with pytest.raises(UsageError, match=r"holds a run with dense_lr_scale=1.0, and now it would be 32.0"):
+    assert "dense_lr_scale: 16.0" in as_it_was
+    config.write_text(as_it_was.replace("dense_lr_scale: 16.0\n", ""))
+    with pytest.raises(UsageError, match=r"holds a run with dense_lr_scale=1.0, and now it would be 16.0"):
         run_study(tiny_study(corpus, ADAMW), tmp_path)
     study = tiny_study(corpus, Contestant("adamw", (2e-3,), {"dense_lr_scale": 1.0}))
     assert run_study(study, tmp_path)["trials"][0]["seconds"] == trial["seconds"]
