@@ -1,9 +1,10 @@
 """The tables and pictures of studies in the documentation, from their records: `python benchmarks/tables.py`.
 
 A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between
-is made here. With `, no times` after the file's name the table has no seconds; with `, times of OTHER.json` they are
-those of the other study, which was made on an idle machine: its seconds a step, times the steps of this one. Where
-there is a picture docs/images/NAME.png, it is drawn anew.
+is made here. With `, no times` after the file's name the table has no seconds; with `, only times` it has no losses,
+for a study that was made to time steps; with `, times of OTHER.json` seconds are those of the other study, which was
+made on an idle machine: its seconds a step, times the steps of this one. Where there is a picture
+docs/images/NAME.png, it is drawn anew.
 """
 
 import json
@@ -15,7 +16,9 @@ from ldadam.comparison.results import table_of
 from ldadam.report.page import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDY = re.compile(r"(<!-- study: (\S+?)(?:, (no times)|, times of (\S+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+STUDY = re.compile(
+    r"(<!-- study: (\S+?)(?:, (no times|only times)|, times of (\S+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL
+)
 
 
 def rendered(page):
@@ -23,12 +26,30 @@ def rendered(page):
     return STUDY.sub(lambda found: found[1] + _block(found[2], found[3], found[4]) + found[5], page)
 
 
-def _block(file, no_times, timed):
+def _block(file, columns, timed):
     record = _record(file, timed)
     made_by = _circumstances(record, file)
     if timed:
         made_by += f" Times: a step, but for the first ones, of {_circumstances(_read(timed), timed)}"
-    return markdown_table(*table_of(record, times=not no_times)) + f"\n{made_by}\n\n"
+    table = times_of(record) if columns == "only times" else table_of(record, times=columns != "no times")
+    return markdown_table(*table) + f"\n{made_by}\n\n"
+
+
+def times_of(record):
+    """Headings and cells: milliseconds of the optimizer's part of a step, and of the whole of it."""
+    headings = ["optimizer", "optimizer (ms/step)", "whole step (ms)", "optimizer state (MiB)"]
+    rows = []
+    for row in record["contestants"]:
+        if "failed" in row:
+            rows.append([row["name"], "", "", ""])
+            continue
+        times = [_milliseconds(row["optimizer_seconds_per_step"], digits=1), _milliseconds(row["seconds_per_step"])]
+        rows.append([row["name"], *times, f"{row['optimizer_bytes'][0] / 2**20:.1f}"])
+    return headings, rows
+
+
+def _milliseconds(seconds, *, digits=0):
+    return " ± ".join(f"{1e3 * number:.{digits}f}" for number in seconds if number is not None)
 
 
 def _read(file):
@@ -69,10 +90,10 @@ def _each(facts, name):
 
 def draw_pictures(page):
     """Draw the picture of each study of a page that has one."""
-    for _, file, no_times, timed, _ in STUDY.findall(page):
+    for _, file, columns, timed, _ in STUDY.findall(page):
         picture = ROOT / "docs/images" / f"{Path(file).stem}.png"
         if f"images/{picture.name})" in page:
-            draw_study(_record(file, timed), picture, times=not no_times)
+            draw_study(_record(file, timed), picture, times=columns != "no times")
             print(picture.relative_to(ROOT))
 
 

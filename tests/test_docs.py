@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -118,6 +119,14 @@ def test_a_number_without_a_run_behind_it_is_found():
     assert tables["rendered"](changed) == page
 
 
+def test_the_table_of_the_readme_is_that_of_its_record():
+    page, record = (ROOT / "README.md").read_text(), json.loads((ROOT / "benchmarks/results/demo.json").read_text())
+    for run in record["runs"]:
+        numbers = f"{run['final_validation_loss']:.4f} | {run['seconds']:.1f} | {run['optimizer_seconds']:.1f}"
+        rest = f"{100 * run['optimizer_share']:.1f} % | {run['optimizer_bytes'] / 2**20:.1f} |"
+        assert f"| {run['run']} | {run['rank'] or 'full'} | {run['lr']} | {numbers} | {rest}\n" in page
+
+
 def prose(page: str) -> str:
     """Without tables, code and what is made by `make tables`."""
     page = re.sub(r"<!-- study: .*?<!-- end -->|```.*?```", "", page, flags=re.DOTALL)
@@ -125,10 +134,12 @@ def prose(page: str) -> str:
 
 
 def studies_of(path: Path) -> list[dict]:
-    """The records of a page's studies, and of the pages that it links to."""
+    """The records of studies that a page names, and of those on the pages that it links to."""
     pages = [path, *((path.parent / link).resolve() for link in re.findall(r"\]\(([\w./-]+\.md)", path.read_text()))]
-    files = {file for page in pages for file in re.findall(r"<!-- study: ([^\s,]+)", page.read_text())}
-    return [json.loads((ROOT / file).read_text()) for file in sorted(files)]
+    files = set(re.findall(r"benchmarks/results/[\w.-]+\.json", path.read_text()))
+    files.update(file for page in pages for file in re.findall(r"<!-- study: ([^\s,]+)", page.read_text()))
+    records = [json.loads((ROOT / file).read_text()) for file in sorted(files)]
+    return [record for record in records if "contestants" in record]
 
 
 def differences(record: dict) -> list[tuple[float, float]]:
@@ -137,28 +148,42 @@ def differences(record: dict) -> list[tuple[float, float]]:
         {t["seed"]: t["validation_loss"] for t in record["trials"] if (t["contestant"], t["lr"]) == key}
         for key in [(row["name"], row["lr"]) for row in record["contestants"] if "failed" not in row]
     ]
-    pairs = [[one[seed] - other[seed] for seed in one if seed in other] for one in of_best for other in of_best]
+    pairs = [[one[seed] - other[seed] for seed in one if seed in other] for one, other in combinations(of_best, 2)]
     return [(abs(fmean(apart)), stdev(apart)) for apart in pairs if len(apart) > 1]
 
 
-WITH_STUDIES = [path for path in PAGES if "<!-- study:" in path.read_text()]
+DIFFERENCE = re.compile(r"(?<![\d.])(\d\.\d+) ± (\d\.\d+)")
+WITH_DIFFERENCES = [
+    path for path in PAGES if path.name not in ("theory.md", "log.md") and DIFFERENCE.search(prose(path.read_text()))
+]
 
 
-@pytest.mark.parametrize("path", WITH_STUDIES, ids=[str(path.relative_to(ROOT)) for path in WITH_STUDIES])
-def test_differences_in_prose_are_those_of_two_rows_of_a_study(path):
-    stated = re.findall(r"(\d\.\d+) ± (\d\.\d+)", prose(path.read_text()))
-    known = [pair for record in studies_of(path) for pair in differences(record)]
+def without_runs(text: str, known: list[tuple[float, float]]) -> list[str]:
+    """The differences in a text that no two rows have, to the digits that are given."""
 
-    def has_runs_behind_it(numbers: tuple[str, ...]) -> bool:
+    def is_known(numbers: tuple[str, ...]) -> bool:
         return any(
             all(
-                abs(float(text) - value) <= 0.51 * 10.0 ** -len(text[2:])
-                for text, value in zip(numbers, pair, strict=True)
+                abs(float(digits) - value) <= 0.51 * 10.0 ** -len(digits[2:])
+                for digits, value in zip(numbers, pair, strict=True)
             )
             for pair in known
         )
 
-    assert [" ± ".join(numbers) for numbers in stated if not has_runs_behind_it(numbers)] == []
+    return [" ± ".join(numbers) for numbers in DIFFERENCE.findall(text) if not is_known(numbers)]
+
+
+@pytest.mark.parametrize("path", WITH_DIFFERENCES, ids=[str(path.relative_to(ROOT)) for path in WITH_DIFFERENCES])
+def test_differences_in_prose_are_those_of_two_rows_of_a_study(path):
+    """Of the page, or of one that it links to. The log is of its days, and theory.md has slopes."""
+    known = [pair for record in studies_of(path) for pair in differences(record)]
+    assert without_runs(prose(path.read_text()), known) == []
+
+
+def test_a_difference_without_runs_behind_it_is_found():
+    known = [(0.11842, 0.0263)]
+    assert without_runs("by 0.118 ± 0.026, or 0.12 ± 0.03, 0.1184 ± 0.0263", known) == []
+    assert without_runs("by 0.119 ± 0.026, 0.118 ± 0.027", known) == ["0.119 ± 0.026", "0.118 ± 0.027"]
 
 
 def test_seconds_are_those_of_the_study_that_was_timed(tmp_path):
