@@ -176,7 +176,10 @@ MANY_STEPS = [
 def test_many_batched_steps_equal_the_page(dtype, options):
     fast, page = pair("batched", dtype, OPTIONS[options])
     step_both(fast, page, grads_of(params_of(dtype), 12), bad=(3, 4) if options == "skip_nonfinite" else ())
-    assert_close(fast, page, tolerance=tolerance_of(dtype, num_steps=12))
+    tolerance = tolerance_of(dtype, num_steps=12)
+    if dtype == torch.float64 and options == "float32 buffer":
+        tolerance = TOLERANCES["backend, float64 with a float32 buffer, many steps"]
+    assert_close(fast, page, tolerance=tolerance)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [case for case in CASES if case[1].itemsize == 2])
