@@ -29,8 +29,8 @@ TOLERANCES = {
     "backend, float16, one step": 3e-3,
     # Differences pass through the basis, which amplifies them by the inverse of its spectral gaps.
     "backend, float64, many steps": 1e-10,
-    # An entry of E that lies on a border goes to either of two neighbouring float32 numbers, as the processor's order of
-    # sums has it: if all did, E would differ by the spacing of float32. One of them moves E by 2.6e-9 on AMD.
+    # An entry of E that lies on a border goes to either of two neighbouring float32 numbers, as the processor's order
+    # of sums has it: if all did, E would differ by the spacing of float32. One of them moves E by 2.6e-9 on AMD.
     "backend, float64 with a float32 buffer, many steps": 2.0**-23,
     "backend, float32, many steps": 1e-4,
     "backend, bfloat16, many steps": 5e-2,
