@@ -95,14 +95,13 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
             if not isinstance(config.rank, int):
                 raise ValueError(f"rank must be a whole number, got {config.rank}")
             _refuse_rank_above_every_matrix(groups, config.rank)
-        if config.target_modules and config.dense_lr_scale not in (None, 1):
+        dense_lr = _dense_lr(config)
+        if config.target_modules and dense_lr is not None:
             raise ValueError(
                 "target_modules leaves out matrices, which would get the rate of dense_lr_scale: give one of the two"
             )
         try:
-            assert config.lr is not None
-            weights = split(groups, dense_lr=config.dense_lr_scale and config.lr * config.dense_lr_scale)
-            return peer.build(weights, lr=config.lr, rank=config.rank)
+            return peer.build(split(groups, dense_lr=dense_lr), lr=config.lr, rank=config.rank)
         except (ImportError, AttributeError) as error:
             hint = f": pip install {peer.install}" if peer.install else ""
             raise RunError(f"{peer.name} cannot be built: {error}{hint}") from error
