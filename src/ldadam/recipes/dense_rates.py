@@ -35,7 +35,7 @@ def dense_rates_demo_rank32_cpu() -> list[Study]:
 
 def dense_rates_gutenberg_rank80_cpu() -> list[Study]:
     """The same on a Llama of 10 M parameters and eighteen books."""
-    return _dense_rates("dense-rates-gutenberg-rank80-cpu", TEN_MILLION, rank=80, lr=2e-3, adamw_lr=5e-4)
+    return _dense_rates("dense-rates-gutenberg-rank80-cpu", TEN_MILLION, rank=80, lr=2e-3, adamw_lr=1e-3)
 
 
 ALL = (dense_rates_small_rank16_cpu, dense_rates_demo_rank32_cpu, dense_rates_gutenberg_rank80_cpu)
