@@ -10,15 +10,17 @@ from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 DENSE_LRS = (0.008, 0.016, 0.032, 0.064)
 
 
-def _dense_rates(name: str, llama: dict[str, Any], *, rank: int, lr: float, adamw_lr: float) -> list[Study]:
+def _dense_rates(
+    name: str, llama: dict[str, Any], *, rank: int, lr: float, adamw_lr: float, dense_lrs: tuple[float, ...] = DENSE_LRS
+) -> list[Study]:
     """Both at a learning rate of matrices that is good for them; each rate of the other weights is a contestant."""
 
     def at(dense_lr: float, optimizer: str, lr: float, **settings: Any) -> Contestant:
         settings["dense_lr_scale"] = dense_lr / lr
         return Contestant(optimizer, (lr,), settings, f"{optimizer}, dense lr {dense_lr:g}")
 
-    ours = [at(dense_lr, "ldadamw", lr, rank=rank) for dense_lr in DENSE_LRS]
-    adamw = [at(dense_lr, "adamw", adamw_lr) for dense_lr in DENSE_LRS]
+    ours = [at(dense_lr, "ldadamw", lr, rank=rank) for dense_lr in dense_lrs]
+    adamw = [at(dense_lr, "adamw", adamw_lr) for dense_lr in dense_lrs]
     about = "rates of what is no matrix"
     return [Study(name, about, "pretrain", llama, (*ours, *adamw))]
 
@@ -35,7 +37,10 @@ def dense_rates_demo_rank32_cpu() -> list[Study]:
 
 def dense_rates_gutenberg_rank80_cpu() -> list[Study]:
     """The same on a Llama of 10 M parameters and eighteen books."""
-    return _dense_rates("dense-rates-gutenberg-rank80-cpu", TEN_MILLION, rank=80, lr=2e-3, adamw_lr=1e-3)
+    more = (*DENSE_LRS, 0.128)
+    return _dense_rates(
+        "dense-rates-gutenberg-rank80-cpu", TEN_MILLION, rank=80, lr=2e-3, adamw_lr=1e-3, dense_lrs=more
+    )
 
 
 ALL = (dense_rates_small_rank16_cpu, dense_rates_demo_rank32_cpu, dense_rates_gutenberg_rank80_cpu)
