@@ -10,15 +10,13 @@ from ldadam.recipes.llamas import DEMO, HALF_DEMO, TEN_MILLION
 
 SEEDS = (0, 1, 2)
 
-# Of embeddings, head and vectors with every optimizer, so that they differ in what they do to matrices only.
-DENSE_LR = 0.032
-
 
 @dataclasses.dataclass(frozen=True)
 class _Rates:
-    """The smallest learning rates that are tried for matrices, each followed by doubles of it.
+    """Of embeddings, head and vectors one for all; of matrices the smallest that are tried, each followed by doubles of it.
 
     Attributes:
+        dense: of embeddings, head and vectors with every optimizer, so that they differ in what they do to matrices only.
         ours: of the LDAdamWs.
         adam: of the AdamWs.
         galore: it takes a quarter of what it is given.
@@ -27,6 +25,7 @@ class _Rates:
         count: how many are tried for each.
     """
 
+    dense: float
     ours: float
     adam: float
     galore: float
@@ -67,24 +66,24 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("adamw4bit", adam),
     )
     about = "every optimizer that can be installed beside it"
-    return [Study(name, about, "pretrain", llama, contestants, SEEDS, DENSE_LR)]
+    return [Study(name, about, "pretrain", llama, contestants, SEEDS, rates.dense)]
 
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3)
+    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
-    rates = _Rates(ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, count=4)
+    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, count=4)
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    rates = _Rates(ours=2e-3, adam=5e-4, galore=5e-3, apollo=2.5e-3, fira=1.25e-3)
+    rates = _Rates(dense=0.064, ours=2e-3, adam=5e-4, galore=5e-3, apollo=2.5e-3, fira=1.25e-3)
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
