@@ -13,10 +13,10 @@ SEEDS = (0, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class _Rates:
-    """Of embeddings, head and vectors one for all; of matrices the smallest that are tried, each followed by doubles of it.
+    """One learning rate for embeddings, and for matrices the smallest that is tried, followed by doubles of it.
 
     Attributes:
-        dense: of embeddings, head and vectors with every optimizer, so that they differ in what they do to matrices only.
+        dense: of embeddings, head and vectors with every optimizer, which then differ in what they do to matrices only.
         ours: of the LDAdamWs.
         adam: of the AdamWs.
         galore: it takes a quarter of what it is given.
