@@ -122,7 +122,10 @@ def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["peers-small-rank16-cpu", "dense-rates-small-rank16-cpu"])
+PUBLISHED = ("peers-small-rank16-cpu", "dense-rates-small-rank16-cpu", "dense-rates-gutenberg-rank80-cpu")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_record_is_of_the_recipe_as_it_is(name, capsys):
     """Nothing of the sweep is left to be made."""
     record = ROOT / f"benchmarks/results/{name}.json"
