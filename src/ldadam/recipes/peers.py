@@ -22,6 +22,7 @@ class _Rates:
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
         fira: of Fira.
+        muon: of Muon.
         count: how many are tried for each.
     """
 
@@ -31,6 +32,7 @@ class _Rates:
     galore: float
     apollo: float
     fira: float
+    muon: float
     count: int = 3
 
     def from_(self, first: float) -> tuple[float, ...]:
@@ -39,7 +41,7 @@ class _Rates:
 
 
 def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small_rank: int) -> list[Study]:
-    """Muon has LDAdamW's rates; Adafactor's are relative to a weight's size, and it keeps a ratio of four instead.
+    """Adafactor's rates are relative to a weight's size, and it keeps a ratio of four instead.
 
     Args:
         name: of the study.
@@ -61,7 +63,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
         Contestant("fira", rates.from_(rates.fira), with_rank),
         Contestant("adafactor", rates.from_(2e-2), {"dense_lr_scale": 4.0}),
-        Contestant("muon", ours),
+        Contestant("muon", rates.from_(rates.muon)),
         Contestant("adamw8bit", adam),
         Contestant("adamw4bit", adam),
     )
@@ -71,19 +73,19 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3)
+    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
-    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, count=4)
+    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4)
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    rates = _Rates(dense=0.064, ours=1e-3, adam=2.5e-4, galore=5e-3, apollo=2.5e-3, fira=1.25e-3)
+    rates = _Rates(dense=0.064, ours=1e-3, adam=2.5e-4, galore=5e-3, apollo=1.25e-3, fira=1.25e-3, muon=2e-3)
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
