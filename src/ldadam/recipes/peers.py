@@ -17,7 +17,8 @@ class _Rates:
 
     Attributes:
         dense: of embeddings, head and vectors with every optimizer, which then differ in what they do to matrices only.
-        ours: of the LDAdamWs.
+        ours: of the LDAdamWs, but for that of the small rank.
+        small_rank: of that one.
         adam: of the AdamWs.
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
@@ -28,6 +29,7 @@ class _Rates:
 
     dense: float
     ours: float
+    small_rank: float
     adam: float
     galore: float
     apollo: float
@@ -57,7 +59,12 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("ldadamw", ours, with_rank, "LDAdamW"),
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
         Contestant("ldadamw", ours, smallest, "LDAdamW, scaled residual, int4"),
-        Contestant("ldadamw", ours, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
+        Contestant(
+            "ldadamw",
+            rates.from_(rates.small_rank),
+            {**smallest, "rank": small_rank},
+            f"LDAdamW, residual, int4, rank {small_rank}",
+        ),
         Contestant("adamw", adam),
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
@@ -73,19 +80,23 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
+    rates = _Rates(dense=0.032, ours=2e-3, small_rank=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
-    rates = _Rates(dense=0.032, ours=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4)
+    rates = _Rates(
+        dense=0.032, ours=2e-3, small_rank=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4
+    )
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    rates = _Rates(dense=0.064, ours=1e-3, adam=2.5e-4, galore=2.5e-3, apollo=1.25e-3, fira=6.25e-4, muon=2e-3)
+    rates = _Rates(
+        dense=0.064, ours=1e-3, small_rank=2e-3, adam=2.5e-4, galore=2.5e-3, apollo=1.25e-3, fira=6.25e-4, muon=2e-3
+    )
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
