@@ -17,8 +17,8 @@ class _Rates:
 
     Attributes:
         dense: of embeddings, head and vectors with every optimizer, which then differ in what they do to matrices only.
-        ours: of the LDAdamWs, but for that of the small rank.
-        small_rank: of that one.
+        ours: of the LDAdamWs whose error buffer is float32.
+        int4: of those whose error buffer is int4.
         adam: of the AdamWs.
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
@@ -29,7 +29,7 @@ class _Rates:
 
     dense: float
     ours: float
-    small_rank: float
+    int4: float
     adam: float
     galore: float
     apollo: float
@@ -52,19 +52,14 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         rank: of all low-rank optimizers.
         small_rank: the largest at which LDAdamW with an int4 error buffer keeps no more bytes than APOLLO and Fira.
     """
-    ours, adam = rates.from_(rates.ours), rates.from_(rates.adam)
+    ours, int4, adam = (rates.from_(first) for first in (rates.ours, rates.int4, rates.adam))
     with_rank, residual = {"rank": rank}, {"rank": rank, "scaled_residual": True}
     smallest = {**residual, "error_dtype": "int4"}
     contestants = (
         Contestant("ldadamw", ours, with_rank, "LDAdamW"),
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
-        Contestant("ldadamw", ours, smallest, "LDAdamW, scaled residual, int4"),
-        Contestant(
-            "ldadamw",
-            rates.from_(rates.small_rank),
-            {**smallest, "rank": small_rank},
-            f"LDAdamW, residual, int4, rank {small_rank}",
-        ),
+        Contestant("ldadamw", int4, smallest, "LDAdamW, scaled residual, int4"),
+        Contestant("ldadamw", int4, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
         Contestant("adamw", adam),
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
@@ -80,14 +75,14 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(dense=0.032, ours=2e-3, small_rank=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
+    rates = _Rates(dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
     rates = _Rates(
-        dense=0.032, ours=2e-3, small_rank=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4
+        dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4
     )
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
@@ -95,7 +90,7 @@ def peers_small_rank16_cpu() -> list[Study]:
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
     rates = _Rates(
-        dense=0.064, ours=1e-3, small_rank=2e-3, adam=2.5e-4, galore=2.5e-3, apollo=1.25e-3, fira=6.25e-4, muon=2e-3
+        dense=0.064, ours=1e-3, int4=2e-3, adam=2.5e-4, galore=2.5e-3, apollo=1.25e-3, fira=6.25e-4, muon=2e-3
     )
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
