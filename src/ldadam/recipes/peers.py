@@ -61,6 +61,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("ldadamw", int4, smallest, "LDAdamW, scaled residual, int4"),
         Contestant("ldadamw", int4, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
         Contestant("adamw", adam),
+        Contestant("adamw", adam, {"beta2": 0.99}, "adamw, beta2 0.99"),
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
         Contestant("fira", rates.from_(rates.fira), with_rank),
