@@ -61,10 +61,12 @@ def _record(file, timed):
     record = _read(file)
     if not timed:
         return record
-    others = {row["name"]: row for row in _read(timed)["contestants"]}
-    a_step = {name: row["seconds_per_step"][0] for name, row in others.items()}
+    others, a_step = {row["name"]: row for row in _read(timed)["contestants"]}, {}
     for row in record["contestants"]:
-        row["optimizer_seconds_per_step"] = others[row["name"]]["optimizer_seconds_per_step"]
+        # The same optimizer with another beta is not timed again.
+        of_row = others.get(row["name"]) or others[row["optimizer"]]
+        a_step[row["name"]] = of_row["seconds_per_step"][0]
+        row["optimizer_seconds_per_step"] = of_row["optimizer_seconds_per_step"]
         row["seconds"] = [a_step[row["name"]] * record["settings"]["steps"], None]
     for trial in record["trials"]:
         taken = a_step[trial["contestant"]]

@@ -19,7 +19,7 @@ MIB = 2**20
 # Before this share of a run, losses are so much larger that differences at its end could not be seen.
 SHOWN_FROM = 0.3
 # Above this number of optimizers, lines and marks could not be told apart.
-MANY = 12
+MANY = 13
 # Above this ratio of the largest state to the smallest one, bytes are drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 4.0
 
