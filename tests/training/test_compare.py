@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny_runs import TINY, ldadam, numbers, settings, wait_for_lines
 
 from ldadam.comparison import pictures
@@ -256,6 +257,17 @@ def test_many_optimizers_are_drawn_by_their_differences(tmp_path):
         results.outcomes[Trial(contestant, 1e-3, 0)] = {**outcome(float("inf") if place == 3 else 2.0 + place)}
     draw_study(results.record(), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_a_state_beside_which_the_others_would_lie_on_top_of_each_other_is_named_and_not_drawn():
+    rows = [
+        {"name": name, "optimizer_bytes": [size * 2**20]} for name, size in {"a": 14.0, "b": 0.074, "c": 10.0}.items()
+    ]
+    ways = [[[1, 1.0, loss]] for loss in (3.0, 4.0, 2.0)]
+    ax = Figure().subplots()
+    pictures._draw_ends(ax, rows, ways, [0.1, 0.1, 0.1])
+    assert ax.get_xlabel() == "optimizer state (MiB), not drawn: b at 0.074"
+    assert ax.get_xscale() == "linear" and ax.get_xlim()[0] > 9
 
 
 def test_only_what_nothing_else_beats_in_both_is_undominated():

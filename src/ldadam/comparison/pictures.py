@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ SHOWN_FROM = 0.3
 MANY = 13
 # Above this ratio of the largest state to the smallest one, bytes are drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 4.0
+# Below this share of the largest state, one is named instead of drawn: the others would be on top of each other.
+DRAWN_FROM = 0.05
 
 
 def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> None:
@@ -138,16 +141,19 @@ def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way], sp
     """The last loss of each against its bytes, and the stairs below which no other lies."""
     sizes = [row["optimizer_bytes"][0] / MIB for row in rows]
     ends = [way[-1][2] if way else math.nan for way in ways]
+    drawn = [size >= DRAWN_FROM * max(sizes) for size in sizes]
     for index, (size, end, spread) in enumerate(zip(sizes, ends, spreads, strict=True)):
-        ax.errorbar(size, end, yerr=spread, fmt=_marker(index), color=_color(index), capsize=3)
+        if drawn[index]:
+            ax.errorbar(size, end, yerr=spread, fmt=_marker(index), color=_color(index), capsize=3)
     best = [(size, end) for size, end in zip(sizes, ends, strict=True) if _is_undominated(size, end, sizes, ends)]
-    if best:
-        ax.step(*zip(*sorted(best), strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
-    if sizes and max(sizes) > LOGARITHMIC_FROM * min(sizes):
+    if best := sorted((size, end) for size, end in best if size >= DRAWN_FROM * max(sizes)):
+        ax.step(*zip(*best, strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
+    if sizes and max(sizes) > LOGARITHMIC_FROM * min(itertools.compress(sizes, drawn)):
         ax.set_xscale("log")
     ax.margins(x=0.1)
-    ax.set_xlabel("optimizer state (MiB)")
-    ax.set_ylabel("last validation loss ± spread against the first")
+    smaller = [f"{row['name']} at {size:.2g}" for row, size, shown in zip(rows, sizes, drawn, strict=True) if not shown]
+    ax.set_xlabel("optimizer state (MiB)" + f", not drawn: {', '.join(smaller)}" * bool(smaller))
+    ax.set_ylabel(f"last loss; bars: spread of the difference to {rows[0]['name']}" if rows else "last loss")
     ax.set_title("Loss and memory: lower left is better")
 
 
