@@ -21,11 +21,12 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Versions of Python, of this package and of `packages`, and its commit; None for what is not installed."""
     import ldadam
 
-    found = {name: _version(name) for name in packages}
+    found = {name: version(name) for name in packages}
     return {"python": platform.python_version(), "ldadam": ldadam.__version__, **found, "commit": git_commit()}
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of a package that is installed; None if it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -123,6 +123,21 @@ def test_a_study_takes_in_the_runs_of_an_earlier_record(tmp_path, corpus, capsys
     assert not (tmp_path / "none").exists()
 
 
+def test_runs_with_another_version_of_a_package_are_other_runs(corpus, monkeypatch):
+    galore = Contestant("galore", (2e-3,), {"rank": 4})
+    study = tiny_study(corpus, galore)
+    results = Results(study)
+    results.outcomes[study.sweep()[0]] = {**outcome(2.0), "optimizer_package": "galore_torch 1.0"}
+    record = results.record()
+    for installed in ("1.0", "1.1", None):
+        monkeypatch.setattr("ldadam.provenance.version", lambda package, installed=installed: installed)
+        if installed == "1.1":
+            with pytest.raises(UsageError, match="holds no run of tiny"):
+                known_outcomes(study, record, processes=1)
+        else:
+            assert known_outcomes(study, record, processes=1)
+
+
 PUBLISHED = ("peers-small-rank16-cpu", "dense-rates-small-rank16-cpu", "dense-rates-gutenberg-rank80-cpu")
 
 
@@ -356,6 +371,13 @@ def test_dense_weights_keep_their_rate_while_that_of_matrices_is_swept(tmp_path,
     assert "--dense-lr and --set dense-lr-scale" in capsys.readouterr().err
     assert ldadam("compare", *rates[2:], "--optimizers", "adamw", "--dense-lr", -1, "--dry-run") == 2
     assert "--dense-lr must be a finite number >= 0, got -1" in capsys.readouterr().err
+    # All have the preset's own, if nothing is said.
+    unsaid = ("compare", *rates[:2], *rates[4:], "--optimizers", "adamw,muon", "--dry-run")
+    assert ldadam(*unsaid) == 0
+    ratios = [line.split("--dense-lr-scale ")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert ratios == ["32.0", "16.0", "4.0"]
+    assert ldadam(*unsaid, "--set", "dense-lr-scale=2") == 0
+    assert all("--dense-lr-scale 2.0" in line for line in capsys.readouterr().out.splitlines())
     # LoRA trains no embeddings.
     task = ("--task", "finetune:trec:minilm", "--lrs", "1e-4", "--set", "rank=8")
     assert ldadam("compare", *task, "--optimizers", "adamw,lora", "--dense-lr", 1e-3, "--dry-run") == 0

@@ -53,8 +53,8 @@ def compare(
     dense_lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of embeddings, heads and vectors, whatever --lrs tries for matrices. Default: a "
-            "multiple of that, which a preset may have for some optimizers, else the same.",
+            help="Learning rate of embeddings, heads and vectors, whatever --lrs tries for matrices. Default: that of "
+            "the preset, if it has one, else the same as for matrices.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldadam import provenance
-from ldadam.comparison.study import Contestant, Study, Trial, command_line, what_is_run
+from ldadam.comparison.study import Contestant, Study, Trial, command_line, other_package, what_is_run
 from ldadam.report import RunData
 from ldadam.training.errors import UsageError
 
@@ -138,6 +138,8 @@ def _about(study: Study, trial: Trial, processes: int) -> dict[str, Any]:
 def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> dict[Trial, dict[str, Any]]:
     """What an earlier record of a study keeps of its runs, whose every setting must be the same.
 
+    Runs with another version of an optimizer's package than is installed are not among them.
+
     Raises:
         UsageError: all its runs have other settings.
     """
@@ -145,7 +147,8 @@ def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> d
     known = {}
     for trial in study.possible():
         about = _about(study, trial, processes)
-        if (run := recorded.get((about["contestant"], what_is_run(about["command"])))) is not None:
+        run = recorded.get((about["contestant"], what_is_run(about["command"])))
+        if run is not None and not other_package(trial, run.get("optimizer_package")):
             known[trial] = {name: value for name, value in run.items() if name not in about}
     if not known:
         raise UsageError(
@@ -171,6 +174,7 @@ def outcome_of(run: RunData) -> dict[str, Any]:
         "validation": [[record["step"], record["seconds"], record["val_loss"]] for record in evaluations],
         "fingerprint": run.facts["fingerprint"],
         **{name: run.facts[name] for name in _MADE_BY},
+        "optimizer_package": run.facts.get("optimizer_package"),
         "hardware": run.facts["hardware"],
     }
 

@@ -152,6 +152,12 @@ def what_is_run(command: str) -> frozenset[tuple[str, ...]]:
     return frozenset(map(tuple, kept))
 
 
+def other_package(trial: Trial, recorded: str | None) -> str | None:
+    """The version of its optimizer's package that is installed, if a run was made with another one that it records."""
+    installed = find_optimizer(trial.contestant.optimizer).package_version
+    return installed if recorded and installed != recorded else None
+
+
 def command_line(study: Study, settings: Mapping[str, Any], *, out: str, processes: int = 1) -> str:
     """The command that makes a run with these settings by itself, for people to read and to copy."""
     program = ["ldadam"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "ldadam"]

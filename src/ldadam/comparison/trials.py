@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ldadam.comparison.study import KINDS, MAY_DIFFER, Study, Trial, as_options
+from ldadam.comparison.study import KINDS, MAY_DIFFER, Study, Trial, as_options, other_package
 from ldadam.report import RunData, load_run
 from ldadam.training import checkpoints, run_folder
 from ldadam.training.errors import Interrupted, UsageError
@@ -53,6 +53,10 @@ def finished_run(study: Study, trial: Trial, folder: Path) -> RunData | None:
             raise UsageError(
                 f"{folder} holds a run with {name}={was}, and now it would be {now}: delete it, or choose another --out"
             )
+    if installed := other_package(trial, package := facts.get("optimizer_package")):
+        raise UsageError(
+            f"{folder} was made with {package}, and {installed} is installed: delete it, or go back to that"
+        )
     metrics, steps = read_metrics(folder / METRICS_FILE), facts.get("steps") or recorded.steps
     if not metrics or metrics[-1]["step"] < steps:
         return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ldadam import provenance
 from ldadam.peers import PEERS, Peer, of_any_class, split
 from ldadam.spelling import did_you_mean
 from ldadam.training.errors import RunError, UsageError
@@ -60,6 +61,12 @@ class OptimizerChoice:
     def is_installed(self) -> bool:
         """Whether its package can be found."""
         return not self.package or find_spec(self.package) is not None
+
+    @property
+    def package_version(self) -> str | None:
+        """Its package and which version of it is installed; None for what comes with torch or this package."""
+        version = provenance.version(self.package) if self.package else None
+        return version and f"{self.package} {version}"
 
     def foreign_options(self) -> set[str]:
         """Options of other optimizers."""
