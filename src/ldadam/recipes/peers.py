@@ -16,7 +16,7 @@ class _Rates:
     """One learning rate for embeddings, and for matrices the smallest that is tried, followed by doubles of it.
 
     Attributes:
-        dense: of embeddings, head and vectors with every optimizer, which then differ in what they do to matrices only.
+        dense: of embeddings, head and vectors with every optimizer; betas and clipping stay each one's own.
         ours: of the LDAdamWs whose error buffer is float32.
         int4: of those whose error buffer is int4.
         adam: of the AdamWs.
@@ -43,7 +43,7 @@ class _Rates:
 
 
 def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small_rank: int) -> list[Study]:
-    """Adafactor's rates are relative to a weight's size, and it keeps a ratio of four instead.
+    """Adafactor's rates are relative to a weight's size, and it keeps a ratio of four, as far as its 1/√t allows.
 
     Args:
         name: of the study.
