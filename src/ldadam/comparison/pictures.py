@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ldadam.report.figures import RUN_COLORS, STYLE
 
@@ -24,7 +25,7 @@ MANY = 13
 # Above this ratio of the largest state to the smallest one, bytes are drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 4.0
 # Below this share of the largest state, one is named instead of drawn: the others would be on top of each other.
-DRAWN_FROM = 0.05
+DRAWN_FROM = 1 / 80
 
 
 def draw_study(record: dict[str, Any], path: Path, *, times: bool = True) -> None:
@@ -113,8 +114,8 @@ def _differences(runs: Sequence[Runs], seeds: set[int]) -> list[list[float]]:
 
 
 def _color(index: int) -> str:
-    """One more than there are markers, so that it takes over a hundred optimizers to repeat both."""
-    colors = (*RUN_COLORS, "#111111", "#9acd32")
+    """Two more than there are markers, so that it takes over a hundred optimizers to repeat both."""
+    colors = (*RUN_COLORS, "#111111", "#9acd32", "#7fb2ff")
     return colors[index % len(colors)]
 
 
@@ -150,6 +151,9 @@ def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way], sp
         ax.step(*zip(*best, strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
     if sizes and max(sizes) > LOGARITHMIC_FROM * min(itertools.compress(sizes, drawn)):
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.1)
     smaller = [f"{row['name']} at {size:.2g}" for row, size, shown in zip(rows, sizes, drawn, strict=True) if not shown]
     ax.set_xlabel("optimizer state (MiB)" + f", not drawn: {', '.join(smaller)}" * bool(smaller))
