@@ -20,6 +20,7 @@ class _Rates:
         ours: of the LDAdamWs whose error buffer is float32.
         int4: of those whose error buffer is int4.
         adam: of the AdamWs.
+        adam99: of AdamW with the second beta of LDAdamW.
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
         fira: of Fira.
@@ -31,6 +32,7 @@ class _Rates:
     ours: float
     int4: float
     adam: float
+    adam99: float
     galore: float
     apollo: float
     fira: float
@@ -61,7 +63,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("ldadamw", int4, smallest, "LDAdamW, scaled residual, int4"),
         Contestant("ldadamw", int4, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
         Contestant("adamw", adam),
-        Contestant("adamw", adam, {"beta2": 0.99}, "adamw, beta2 0.99"),
+        Contestant("adamw", rates.from_(rates.adam99), {"beta2": 0.99}, "adamw, beta2 0.99"),
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
         Contestant("fira", rates.from_(rates.fira), with_rank),
@@ -76,14 +78,25 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3)
+    rates = _Rates(
+        dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, adam99=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3
+    )
     return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
     rates = _Rates(
-        dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, galore=1e-2, apollo=5e-3, fira=5e-3, muon=2e-3, count=4
+        dense=0.032,
+        ours=2e-3,
+        int4=2e-3,
+        adam=1e-3,
+        adam99=1e-3,
+        galore=1e-2,
+        apollo=5e-3,
+        fira=5e-3,
+        muon=2e-3,
+        count=4,
     )
     return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
 
@@ -91,7 +104,15 @@ def peers_small_rank16_cpu() -> list[Study]:
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
     rates = _Rates(
-        dense=0.064, ours=1e-3, int4=2e-3, adam=2.5e-4, galore=2.5e-3, apollo=6.25e-4, fira=6.25e-4, muon=2e-3
+        dense=0.064,
+        ours=1e-3,
+        int4=2e-3,
+        adam=2.5e-4,
+        adam99=5e-4,
+        galore=2.5e-3,
+        apollo=6.25e-4,
+        fira=6.25e-4,
+        muon=2e-3,
     )
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
