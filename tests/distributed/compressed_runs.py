@@ -171,7 +171,8 @@ def changed_weight(engine: str, check_every: int | None, level: str, num_steps: 
         for step in range(num_steps):
             if step == 2 and dist.get_rank() == dist.get_world_size() - 1:
                 weight = model.get_parameter("up.weight").data
-                getattr(weight, "_local_tensor", weight).view(torch.int64)[0, 0] += 1
+                # A difference in the last bit may be rounded away in the steps until it is looked for.
+                getattr(weight, "_local_tensor", weight).view(torch.int64)[0, 0] += 1 << 20
             message = message_of(lambda step=step: train(wrapped, optimizer, range(step, step + 1), samples=samples))
             if message:
                 return step + 1, message
