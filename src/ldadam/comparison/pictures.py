@@ -22,7 +22,7 @@ MIB = 2**20
 SHOWN_FROM = 0.3
 # Above this number of optimizers, lines and marks could not be told apart.
 MANY = 13
-# Above this ratio of the largest state to the smallest one, bytes are drawn on a logarithmic axis.
+# Above this ratio of the largest state to the smallest one that is drawn, bytes are drawn on a logarithmic axis.
 LOGARITHMIC_FROM = 4.0
 # Below this share of the largest state, one is named instead of drawn: the others would be on top of each other.
 DRAWN_FROM = 1 / 80
@@ -146,19 +146,24 @@ def _draw_ends(ax: Axes, rows: Sequence[dict[str, Any]], ways: Sequence[Way], sp
     for index, (size, end, spread) in enumerate(zip(sizes, ends, spreads, strict=True)):
         if drawn[index]:
             ax.errorbar(size, end, yerr=spread, fmt=_marker(index), color=_color(index), capsize=3)
-    best = [(size, end) for size, end in zip(sizes, ends, strict=True) if _is_undominated(size, end, sizes, ends)]
-    if best := sorted((size, end) for size, end in best if size >= DRAWN_FROM * max(sizes)):
+    points = list(itertools.compress(zip(sizes, ends, strict=True), drawn))
+    if best := sorted(point for point in points if _is_undominated(*point, sizes, ends)):
         ax.step(*zip(*best, strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)
-    if sizes and max(sizes) > LOGARITHMIC_FROM * min(itertools.compress(sizes, drawn)):
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+    if points and max(points)[0] > LOGARITHMIC_FROM * min(points)[0]:
+        _draw_logarithmic(ax)
     ax.margins(x=0.1)
     smaller = [f"{row['name']} at {size:.2g}" for row, size, shown in zip(rows, sizes, drawn, strict=True) if not shown]
     ax.set_xlabel("optimizer state (MiB)" + f", not drawn: {', '.join(smaller)}" * bool(smaller))
     ax.set_ylabel(f"last loss; bars: spread of the difference to {rows[0]['name']}" if rows else "last loss")
     ax.set_title("Loss and memory: lower left is better")
+
+
+def _draw_logarithmic(ax: Axes) -> None:
+    """Sizes by their ratios, with plain numbers at the ticks."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _is_undominated(size: float, end: float, sizes: Sequence[float], ends: Sequence[float]) -> bool:

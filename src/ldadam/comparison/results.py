@@ -141,7 +141,7 @@ def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> d
     Runs with another version of an optimizer's package than is installed are not among them.
 
     Raises:
-        UsageError: all its runs have other settings.
+        UsageError: all its runs have other settings, or are of other versions of packages.
     """
     recorded = {(run["contestant"], what_is_run(run["command"])): run for run in record["trials"]}
     known = {}
@@ -153,7 +153,7 @@ def known_outcomes(study: Study, record: dict[str, Any], *, processes: int) -> d
     if not known:
         raise UsageError(
             f"the record of --known holds no run of {study.name} with the settings of now, of which it may be too old "
-            "to have them all: leave it out"
+            "to have them all, or with the packages that are installed: leave it out"
         )
     return known
 

@@ -154,8 +154,10 @@ def what_is_run(command: str) -> frozenset[tuple[str, ...]]:
 
 def other_package(trial: Trial, recorded: str | None) -> str | None:
     """The version of its optimizer's package that is installed, if a run was made with another one that it records."""
+    if recorded is None:
+        return None
     installed = find_optimizer(trial.contestant.optimizer).package_version
-    return installed if recorded and installed != recorded else None
+    return installed if installed != recorded else None
 
 
 def command_line(study: Study, settings: Mapping[str, Any], *, out: str, processes: int = 1) -> str:

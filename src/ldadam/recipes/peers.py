@@ -15,6 +15,8 @@ SEEDS = (0, 1, 2)
 class _Rates:
     """One learning rate for embeddings, and for matrices the smallest that is tried, followed by doubles of it.
 
+    By default those of the demo.
+
     Attributes:
         dense: of embeddings, head and vectors with every optimizer; betas and clipping stay each one's own.
         ours: of the LDAdamWs whose error buffer is float32.
@@ -28,15 +30,15 @@ class _Rates:
         count: how many are tried for each.
     """
 
-    dense: float
-    ours: float
-    int4: float
-    adam: float
-    adam99: float
-    galore: float
-    apollo: float
-    fira: float
-    muon: float
+    dense: float = 0.032
+    ours: float = 2e-3
+    int4: float = 2e-3
+    adam: float = 1e-3
+    adam99: float = 1e-3
+    galore: float = 1e-2
+    apollo: float = 5e-3
+    fira: float = 2.5e-3
+    muon: float = 2e-3
     count: int = 3
 
     def from_(self, first: float) -> tuple[float, ...]:
@@ -78,42 +80,17 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
 
 def peers_demo_rank32_cpu() -> list[Study]:
     """The demo's Llama on Python's own sources, rank 32, two cores: what `make peers` installs."""
-    rates = _Rates(
-        dense=0.032, ours=2e-3, int4=2e-3, adam=1e-3, adam99=1e-3, galore=1e-2, apollo=5e-3, fira=2.5e-3, muon=2e-3
-    )
-    return _beside("peers-demo-rank32-cpu", DEMO, rates, rank=32, small_rank=25)
+    return _beside("peers-demo-rank32-cpu", DEMO, _Rates(), rank=32, small_rank=25)
 
 
 def peers_small_rank16_cpu() -> list[Study]:
     """A Llama of half the demo's width, rank 16, half a minute a run: the same optimizers, four rates."""
-    rates = _Rates(
-        dense=0.032,
-        ours=2e-3,
-        int4=2e-3,
-        adam=1e-3,
-        adam99=1e-3,
-        galore=1e-2,
-        apollo=5e-3,
-        fira=5e-3,
-        muon=2e-3,
-        count=4,
-    )
-    return _beside("peers-small-rank16-cpu", HALF_DEMO, rates, rank=16, small_rank=12)
+    return _beside("peers-small-rank16-cpu", HALF_DEMO, _Rates(fira=5e-3, count=4), rank=16, small_rank=12)
 
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    rates = _Rates(
-        dense=0.064,
-        ours=1e-3,
-        int4=2e-3,
-        adam=2.5e-4,
-        adam99=5e-4,
-        galore=2.5e-3,
-        apollo=6.25e-4,
-        fira=6.25e-4,
-        muon=2e-3,
-    )
+    rates = _Rates(dense=0.064, ours=1e-3, adam=2.5e-4, adam99=5e-4, galore=2.5e-3, apollo=6.25e-4, fira=6.25e-4)
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 

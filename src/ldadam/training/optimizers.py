@@ -64,7 +64,7 @@ class OptimizerChoice:
 
     @property
     def package_version(self) -> str | None:
-        """Its package and which version of it is installed; None for what comes with torch or this package."""
+        """Its package and which version of it is installed; None where there is none."""
         version = provenance.version(self.package) if self.package else None
         return version and f"{self.package} {version}"
 

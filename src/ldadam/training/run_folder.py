@@ -80,8 +80,8 @@ def create(run: Path, config: RunConfig, facts: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / CONFIG_FILE)
     made_by = {"subcommand": config.subcommand, "command": command(), "seed": config.seed}
-    made_by["optimizer_package"] = find_optimizer(config.optimizer).package_version
-    record = {**made_by, **versions(), "hardware": hardware(), **facts}
+    package = find_optimizer(config.optimizer).package_version
+    record = {**made_by, **versions(), "optimizer_package": package, "hardware": hardware(), **facts}
     (run / RUN_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
