@@ -18,7 +18,7 @@ LAYERS = [
     {"backends", "adamw", "state", "param_groups", "distributed"},
     {"optimizer"},
     {"description", "published", "in_backward", "ldadam"},
-    {"provenance", "live_bytes", "storages"},
+    {"provenance", "live_bytes", "storages", "bfloat16_products"},
     {"monitor", "peers"},
     {"integrations", "planner", "training", "finetune", "report", "bench", "comparison", "recipes", "cli", "__main__"},
 ]

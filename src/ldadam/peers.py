@@ -9,11 +9,14 @@ import importlib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from ldadam.bfloat16_products import bfloat16_products
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,17 @@ UPDATE_PROJ_GAP = 200
 
 
 class Combined(Optimizer):
-    """Optimizers that step together as one, for those that take matrices only. They share its groups and its state."""
+    """Optimizers that step together as one, for those that take matrices only. They share its groups and its state.
 
-    def __init__(self, *parts: Optimizer) -> None:
+    Args:
+        parts: they.
+        within: what they step in.
+    """
+
+    def __init__(self, *parts: Optimizer, within: AbstractContextManager[Any] | None = None) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.state = defaultdict(dict)
-        self.parts = parts
+        self.parts, self.within = parts, within or nullcontext()
         self._share()
 
     def _share(self) -> None:
@@ -96,8 +104,9 @@ class Combined(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A step of each."""
         assert closure is None
-        for part in self.parts:
-            part.step()
+        with self.within:
+            for part in self.parts:
+                part.step()
 
 
 def groups_of(weights: Weights, **options: Any) -> list[dict[str, Any]]:
@@ -118,11 +127,11 @@ def _muon(weights: Weights, *, lr: float, rank: int) -> Optimizer:
     from torch.optim import AdamW, Muon
 
     # The adjustment that gives both kinds of weights updates of one size, so that one rate serves both.
-    matrices = Muon(weights.low_rank, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    if not weights.dense:
-        return matrices
-    dense_lr = lr if weights.dense_lr is None else weights.dense_lr
-    return Combined(matrices, AdamW(weights.dense, lr=dense_lr, weight_decay=0.0, fused=True))
+    parts: list[Optimizer] = [Muon(weights.low_rank, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")]
+    if weights.dense:
+        dense_lr = lr if weights.dense_lr is None else weights.dense_lr
+        parts.append(AdamW(weights.dense, lr=dense_lr, weight_decay=0.0, fused=True))
+    return Combined(*parts, within=bfloat16_products())
 
 
 def _adamw8bit(weights: Weights, *, lr: float, rank: int) -> Optimizer:
