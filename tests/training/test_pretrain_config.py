@@ -171,14 +171,17 @@ def test_every_setting_is_explained():
         assert field.metadata["help"], field.name
 
 
-def test_a_preset_gives_dense_weights_one_rate_beside_each_learning_rate_that_it_knows():
-    for known in ("ldadamw", "adamw", "muon", "adamw8bit"):
-        found = resolve({"preset": "demo", "optimizer": known})
-        assert found.lr * found.dense_lr_scale == pytest.approx(0.032)
-    assert resolve({"preset": "demo", "optimizer": "adamw", "dense_lr_scale": 2.0}).dense_lr_scale == 2
+@pytest.mark.parametrize("lr", [None, 5e-4, 3e-2])
+@pytest.mark.parametrize("optimizer", ["ldadamw", "adamw", "muon", "adamw8bit", "galore", "torch.optim:SGD"])
+def test_a_preset_gives_dense_weights_one_rate_whatever_that_of_matrices_is(optimizer, lr):
+    found = resolve({"preset": "demo", "optimizer": optimizer, "lr": lr})
+    assert lr in (None, found.lr) and found.lr * found.dense_lr_scale == pytest.approx(0.032)
+
+
+def test_a_ratio_that_is_given_goes_before_the_presets_rate():
+    for optimizer in ("adamw", "fira"):
+        assert resolve({"preset": "demo", "optimizer": optimizer, "dense_lr_scale": 2.0}).dense_lr_scale == 2
     assert resolve({"preset": "60m", "optimizer": "adamw"}).dense_lr_scale == 1
-    for one_rate in ("apollo", "fira", "galore", "torch.optim:SGD"):
-        assert resolve({"preset": "demo", "optimizer": one_rate}).dense_lr_scale == 1
-        assert resolve({"preset": "demo", "optimizer": one_rate, "dense_lr_scale": 4.0}).dense_lr_scale == 4
+    assert resolve({"preset": "demo", "optimizer": "adamw", "lr": 0.0}).dense_lr_scale == 1
     with pytest.raises(UsageError, match="dense_lr_scale must be a finite number >= 0, got -1"):
         resolve({"preset": "demo", "optimizer": "adamw", "dense_lr_scale": -1.0})

@@ -11,7 +11,6 @@ from ldadam.spelling import did_you_mean
 from ldadam.training.config_file import parse_value
 from ldadam.training.errors import UsageError
 from ldadam.training.optimizers import ALL_OPTIONS, find_optimizer
-from ldadam.training.presets import find_preset
 from ldadam.training.run_config import RunConfig, fields_of
 
 # Five trials each: around an optimizer's own learning rate, a factor of two apart.
@@ -42,8 +41,6 @@ def study_from(
         raise UsageError("--dense-lr and --set dense-lr-scale both set the rate of embeddings: give one of them")
     if dense_lr is not None and not 0 <= dense_lr < float("inf"):
         raise UsageError(f"--dense-lr must be a finite number >= 0, got {dense_lr:g}")
-    if dense_lr is None and "dense_lr_scale" not in given and subcommand == "pretrain":
-        dense_lr = find_preset(work["preset"]).dense_lr
     shared = {**work, **{name: value for name, value in given.items() if name not in ALL_OPTIONS}, "threads": threads}
     names = [name for name in optimizers.replace(" ", "").split(",") if name]
     if not names:

@@ -85,8 +85,10 @@ def resolve(settings: dict[str, Any]) -> PretrainConfig:
         if (value := getattr(preset, name, None)) is not None and name != "lr":
             open_values[name] = value
     if config.optimizer in preset.lr:
-        open_values["lr"] = lr = preset.lr[config.optimizer]
-        open_values["dense_lr_scale"] = 1.0 if preset.dense_lr is None else preset.dense_lr / lr
+        open_values["lr"] = preset.lr[config.optimizer]
+    lr = open_values["lr"] if config.lr is None else config.lr
+    if preset.dense_lr is not None and lr > 0:
+        open_values["dense_lr_scale"] = preset.dense_lr / lr
     if settings.get("vocab_size") is not None:
         open_values["tokenizer"] = None
     return check_ranges(_length_in_steps(fill(config, open_values), asked_tokens=settings.get("tokens")))

@@ -105,7 +105,8 @@ def _choice_of(peer: Peer) -> OptimizerChoice:
         dense_lr = _dense_lr(config)
         if config.target_modules and dense_lr is not None:
             raise ValueError(
-                "target_modules leaves out matrices, which would get the rate of dense_lr_scale: give one of the two"
+                "target_modules leaves out matrices, which would get the learning rate of embeddings: leave it out, or "
+                "give dense_lr_scale=1"
             )
         try:
             return peer.build(split(groups, dense_lr=dense_lr), lr=config.lr, rank=config.rank)

@@ -50,7 +50,7 @@ class RunConfig:
     lr: float | None = option(None, "peak learning rate", panel="Optimizer")
     dense_lr_scale: float | None = option(
         None,
-        "learning rate of embeddings, head and vectors, over lr; none: what the preset gives the optimizer, else 1",
+        "learning rate of embeddings, head and vectors, over lr; none: the preset's learning rate of these, else 1",
         panel="Optimizer",
     )
     beta1: float | None = option(None, "decay of the first moment", panel="Optimizer")
