@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tolerances import TOLERANCES
 from torch.optim import Muon
 
 from ldadam.bfloat16_products import Float32Products, bfloat16_products
 from ldadam.peers import PEERS, Weights
+from tolerances import TOLERANCES
 
 
 def bfloat16(*shape):

@@ -52,7 +52,7 @@ TOLERANCES = {
     "stored error, bfloat16": 2**-8,
     "stored error, int8": 7e-3,
     "stored error, int4": 1.2e-1,
-    # Half a unit in the last place of the result, and what a float32 sum of 40 products of size 5 leaves where it cancels.
+    # Half a unit in the result's last place, and what a float32 sum of 40 products of size 5 leaves where it cancels.
     "bfloat16 product": 2**-8,
     "bfloat16 product, where it cancels": 1e-4,
     # Sums in another order move few elements by a unit of bfloat16, which five iterations carry on; of the update.
