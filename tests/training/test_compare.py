@@ -138,7 +138,12 @@ def test_runs_with_another_version_of_a_package_are_other_runs(corpus, monkeypat
             assert known_outcomes(study, record, processes=1)
 
 
-PUBLISHED = ("peers-small-rank16-cpu", "dense-rates-small-rank16-cpu", "dense-rates-gutenberg-rank80-cpu")
+PUBLISHED = (
+    "peers-demo-rank32-cpu",
+    "peers-small-rank16-cpu",
+    "dense-rates-small-rank16-cpu",
+    "dense-rates-gutenberg-rank80-cpu",
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
