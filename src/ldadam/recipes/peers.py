@@ -90,8 +90,9 @@ def peers_small_rank16_cpu() -> list[Study]:
 
 def peers_gutenberg_rank80_cpu() -> list[Study]:
     """A Llama of 10 M parameters on eighteen books, rank 80, five minutes a run: the same optimizers."""
-    adam, others = {"adam": 2.5e-4, "adam99": 5e-4}, {"apollo": 6.25e-4, "fira": 6.25e-4, "muon": 1e-3}
-    rates = _Rates(dense=0.064, ours=1e-3, galore=2.5e-3, **adam, **others)
+    rates = _Rates(
+        dense=0.064, ours=1e-3, adam=2.5e-4, adam99=5e-4, galore=2.5e-3, apollo=6.25e-4, fira=6.25e-4, muon=1e-3
+    )
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
 
 
