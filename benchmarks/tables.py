@@ -28,9 +28,9 @@ def rendered(page):
 
 def _block(file, columns, timed):
     record = _record(file, timed)
-    made_by = _circumstances(record, file)
+    made_by = _circumstances(record, file, _TIMES if columns == "only times" else _LOSSES)
     if timed:
-        made_by += f" Times: a step, but for the first ones, of {_circumstances(_read(timed), timed)}"
+        made_by += f" Times: {_circumstances(_read(timed), timed, _TIMES)}"
     table = times_of(record) if columns == "only times" else table_of(record, times=columns != "no times")
     return markdown_table(*table) + f"\n{made_by}\n\n"
 
@@ -74,10 +74,15 @@ def _record(file, timed):
     return record
 
 
-def _circumstances(record, file):
-    trials, runs = record["trials"], max(row.get("num_runs", 0) for row in record["contestants"])
+_LOSSES = "mean ± standard deviation over a row's seeds, the first of which chose the learning rate; "
+_TIMES = "mean ± standard deviation over a row's runs, without their first steps; "
+
+
+def _circumstances(record, file, spread):
+    trials = record["trials"]
     hardware = [trial["hardware"] for trial in trials]
-    spread = "mean ± standard deviation over a row's seeds, the first of which chose the learning rate; " * (runs > 1)
+    if max(row.get("num_runs", 0) for row in record["contestants"]) < 2:
+        spread = ""
     return (
         f"{spread}{_each(trials, 'steps')} steps, {len(trials)} runs; {_each(hardware, 'processor')}, threads: "
         f"{_each(hardware, 'threads')}; torch {_each(trials, 'torch')}, transformers {_each(trials, 'transformers')}; "

@@ -219,7 +219,7 @@ def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], 
         times: whether to show seconds, which say little where the machine had other work.
     """
     scores = list(dict.fromkeys(name for row in record["contestants"] for name in row["scores"]))
-    headings = ["optimizer", "best lr", "of", "runs", "validation loss"]
+    headings = ["optimizer", "best lr", "tried", "runs", "validation loss"]
     headings += ["loss against the first, by seed", *(name.replace("_", " ") for name in scores)]
     headings += ["optimizer state (MiB)", *(("optimizer (ms/step)", "training (s)") if times else ())]
     return headings, [_cells(row, scores)[: len(headings)] for row in record["contestants"]]
