@@ -24,6 +24,7 @@ from ldadam.peers import PEERS
 from ldadam.planner.models import find_source
 from ldadam.planner.planning import Settings as PlanSettings
 from ldadam.planner.planning import find_run, footprint_without_peak
+from ldadam.recipes.equal_seconds import equal_seconds_gutenberg_rank80_cpu
 from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu, peers_small_rank16_cpu
 from ldadam.training.errors import Interrupted, UsageError
 from ldadam.training.metrics import read_metrics
@@ -503,3 +504,15 @@ def test_the_small_rank_is_the_largest_that_keeps_no_more_bytes_than_apollo(reci
 
     kept = state_bytes("apollo", apollo.settings["rank"])
     assert state_bytes("ldadamw", config.rank) <= kept < state_bytes("ldadamw", config.rank + 1)
+
+
+def test_equal_seconds_are_those_of_the_steps_that_were_timed_and_rates_the_best():
+    """To a whole step."""
+    (study,) = equal_seconds_gutenberg_rank80_cpu()
+    timed, compared = (
+        {row["name"]: row for row in json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["contestants"]}
+        for name in ("times-gutenberg-rank80-cpu", "peers-gutenberg-rank80-cpu")
+    )
+    first, *_ = a_step = [timed[one.title]["seconds_per_step"][0] for one in study.contestants]
+    assert [one.settings["steps"] for one in study.contestants] == [round(300 * first / each) for each in a_step]
+    assert [one.lrs for one in study.contestants] == [(compared[one.title]["lr"],) for one in study.contestants]

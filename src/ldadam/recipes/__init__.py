@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ldadam.comparison.study import Study
-from ldadam.recipes import ablations, dense_rates, finetuning, ideas, peers, pretraining, small
+from ldadam.recipes import ablations, dense_rates, equal_seconds, finetuning, ideas, peers, pretraining, small
 from ldadam.spelling import did_you_mean
 from ldadam.training.errors import UsageError
 
@@ -16,7 +16,7 @@ Recipe = Callable[[], list[Study]]
 
 RECIPES: dict[str, Recipe] = {
     function.__name__.replace("_", "-"): function
-    for module in (pretraining, finetuning, small, ablations, ideas, peers, dense_rates)
+    for module in (pretraining, finetuning, small, ablations, ideas, peers, dense_rates, equal_seconds)
     for function in module.ALL
 }
 
