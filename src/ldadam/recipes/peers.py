@@ -21,9 +21,9 @@ class _Rates:
         dense: of embeddings, head and vectors with every optimizer; betas and clipping stay each one's own.
         ours: of the LDAdamWs whose error buffer is float32.
         int4: of those whose error buffer is int4.
-        adam: of AdamW.
+        adam: of AdamW, and of 4-bit AdamW.
         adam99: of AdamW with the second beta of LDAdamW.
-        quantized: of 8- and 4-bit AdamW.
+        adam8bit: of 8-bit AdamW.
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
         fira: of Fira.
@@ -36,7 +36,7 @@ class _Rates:
     int4: float = 2e-3
     adam: float = 1e-3
     adam99: float = 1e-3
-    quantized: float = 1e-3
+    adam8bit: float = 1e-3
     galore: float = 1e-2
     apollo: float = 5e-3
     fira: float = 2.5e-3
@@ -58,7 +58,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         rank: of all low-rank optimizers.
         small_rank: the largest at which LDAdamW with an int4 error buffer keeps no more bytes than APOLLO and Fira.
     """
-    ours, int4, quantized = (rates.from_(first) for first in (rates.ours, rates.int4, rates.quantized))
+    ours, int4, adam = (rates.from_(first) for first in (rates.ours, rates.int4, rates.adam))
     with_rank, residual = {"rank": rank}, {"rank": rank, "scaled_residual": True}
     smallest = {**residual, "error_dtype": "int4"}
     contestants = (
@@ -66,15 +66,15 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("ldadamw", ours, residual, "LDAdamW, scaled residual"),
         Contestant("ldadamw", int4, smallest, "LDAdamW, scaled residual, int4"),
         Contestant("ldadamw", int4, {**smallest, "rank": small_rank}, f"LDAdamW, residual, int4, rank {small_rank}"),
-        Contestant("adamw", rates.from_(rates.adam)),
+        Contestant("adamw", adam),
         Contestant("adamw", rates.from_(rates.adam99), {"beta2": 0.99}, "adamw, beta2 0.99"),
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
         Contestant("fira", rates.from_(rates.fira), with_rank),
         Contestant("adafactor", rates.from_(2e-2), {"dense_lr_scale": 4.0}),
         Contestant("muon", rates.from_(rates.muon)),
-        Contestant("adamw8bit", quantized),
-        Contestant("adamw4bit", quantized),
+        Contestant("adamw8bit", rates.from_(rates.adam8bit)),
+        Contestant("adamw4bit", adam),
     )
     about = "every optimizer that can be installed beside it"
     return [Study(name, about, "pretrain", llama, contestants, SEEDS, rates.dense)]
@@ -97,7 +97,7 @@ def peers_gutenberg_rank80_cpu() -> list[Study]:
         ours=1e-3,
         adam=2.5e-4,
         adam99=5e-4,
-        quantized=1.25e-4,
+        adam8bit=1.25e-4,
         galore=2.5e-3,
         apollo=6.25e-4,
         fira=6.25e-4,
