@@ -213,7 +213,7 @@ def test_memory_beside_other_optimizers_is_what_is_planned():
 
     row = r"^\| (\w+)(?:, (int\d))? \|(?: (\d+))? \| ([\d.]+) \| ([\d.]+) \|$"
     rows = re.findall(row, (ROOT / "docs/results.md").read_text(), re.M)
-    assert len(rows) == 11
+    assert len(rows) == 13
     for optimizer, stored, rank, *totals in rows:
         options = {"rank": int(rank)} if rank else {}
         options |= {"error_dtype": stored} if stored else {}
