@@ -26,7 +26,7 @@ class Float32Products(TorchDispatchMode):
 
 
 def bfloat16_products() -> AbstractContextManager[Any]:
-    """Where they are not slow. Without such instructions torch multiplies element by element: 200 times slower.
+    """What to multiply them within, so that they are fast: without such instructions torch goes element by element.
 
     Example:
         >>> with bfloat16_products():
