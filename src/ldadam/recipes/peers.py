@@ -27,6 +27,7 @@ class _Rates:
         galore: it takes a quarter of what it is given.
         apollo: of APOLLO.
         fira: of Fira.
+        adafactor: of Adafactor, whose rates are relative to a weight's size.
         muon: of Muon.
         count: how many are tried for each.
     """
@@ -40,6 +41,7 @@ class _Rates:
     galore: float = 1e-2
     apollo: float = 5e-3
     fira: float = 2.5e-3
+    adafactor: float = 2e-2
     muon: float = 2e-3
     count: int = 3
 
@@ -49,7 +51,7 @@ class _Rates:
 
 
 def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small_rank: int) -> list[Study]:
-    """Adafactor's rates are relative to a weight's size, and it keeps a ratio of four, as far as its 1/√t allows.
+    """Adafactor keeps a ratio of four between the two rates, as far as its 1/√t allows.
 
     Args:
         name: of the study.
@@ -71,7 +73,7 @@ def _beside(name: str, llama: dict[str, Any], rates: _Rates, *, rank: int, small
         Contestant("galore", rates.from_(rates.galore), with_rank),
         Contestant("apollo", rates.from_(rates.apollo), with_rank),
         Contestant("fira", rates.from_(rates.fira), with_rank),
-        Contestant("adafactor", rates.from_(2e-2), {"dense_lr_scale": 4.0}),
+        Contestant("adafactor", rates.from_(rates.adafactor), {"dense_lr_scale": 4.0}),
         Contestant("muon", rates.from_(rates.muon)),
         Contestant("adamw8bit", rates.from_(rates.adam8bit)),
         Contestant("adamw4bit", adam),
@@ -101,6 +103,7 @@ def peers_gutenberg_rank80_cpu() -> list[Study]:
         galore=2.5e-3,
         apollo=6.25e-4,
         fira=6.25e-4,
+        adafactor=1e-2,
         muon=1e-3,
     )
     return _beside("peers-gutenberg-rank80-cpu", TEN_MILLION, rates, rank=80, small_rank=63)
