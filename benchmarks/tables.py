@@ -3,7 +3,7 @@
 A page says `<!-- study: benchmarks/results/NAME.json -->` before a table and `<!-- end -->` after it; what lies between
 is made here. With `, no times` after the file's name the table has no seconds; with `, only times` it has no losses,
 for a study that was made to time steps; with `, times of OTHER.json` seconds are those of the other study, which was
-made on an idle machine: its seconds a step, times the steps of this one. Where there is a picture
+made on an idle machine: its seconds a step, times the steps that a row trains here. Where there is a picture
 docs/images/NAME.png, it is drawn anew.
 """
 
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ldadam.comparison.pictures import draw_study
-from ldadam.comparison.results import table_of
+from ldadam.comparison.results import steps_of, table_of
 from ldadam.report.page import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def _record(file, timed):
         of_row = others.get(row["name"]) or others[row["optimizer"]]
         a_step[row["name"]] = of_row["seconds_per_step"][0]
         row["optimizer_seconds_per_step"] = of_row["optimizer_seconds_per_step"]
-        row["seconds"] = [a_step[row["name"]] * record["settings"]["steps"], None]
+        row["seconds"] = [a_step[row["name"]] * steps_of(record, row), None]
     for trial in record["trials"]:
         taken = a_step[trial["contestant"]]
         trial["validation"] = [[step, step * taken, loss] for step, _, loss in trial["validation"]]
@@ -75,12 +75,15 @@ def _record(file, timed):
 
 
 _LOSSES = "mean ± standard deviation over a row's seeds, the first of which chose the learning rate; "
+_AT_ONE_RATE = "mean ± standard deviation over a row's seeds; "
 _TIMES = "mean ± standard deviation over a row's runs, without their first steps; "
 
 
 def _circumstances(record, file, spread):
     trials = record["trials"]
     hardware = [trial["hardware"] for trial in trials]
+    if spread == _LOSSES and max(len(row["lrs"]) for row in record["contestants"]) == 1:
+        spread = _AT_ONE_RATE
     if max(row.get("num_runs", 0) for row in record["contestants"]) < 2:
         spread = ""
     return (

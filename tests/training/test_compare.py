@@ -47,6 +47,7 @@ def outcome(loss, **scores):
     return {"validation_loss": loss, "scores": scores, **known}
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_a_failure_and_finds_finished_runs(tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "tests/bench")
     study = tiny_study(corpus, FAILING, Contestant("adamw", (2e-3,)))
@@ -233,6 +234,16 @@ def test_differences_are_taken_seed_by_seed():
     assert results.differences(other) == pytest.approx([0.5, 0.7])
     headings, (_, row) = table_of(results.record())
     assert row[headings.index("loss against the first, by seed")] == "+0.6000 ± 0.1414"
+
+
+def test_steps_are_shown_where_optimizers_take_unequally_many():
+    first, other = Contestant("ldadamw", (1e-3,)), Contestant("adamw", (1e-3,), {"steps": 7})
+    results = Results(Study("s", "", "pretrain", {"steps": 5}, (first, other), (0,)))
+    results.outcomes = {Trial(one, 1e-3, 0): outcome(2.0) for one in (first, other)}
+    headings, rows = table_of(results.record())
+    assert headings[:3] == ["optimizer", "steps", "best lr"]
+    assert [row[:3] for row in rows] == [["ldadamw", "5", "0.001"], ["adamw", "7", "0.001"]]
+    assert {len(row) for row in rows} == {len(headings)}
 
 
 def test_a_diverged_seed_is_nan_and_not_the_end(tmp_path):

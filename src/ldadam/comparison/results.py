@@ -217,12 +217,26 @@ def table_of(record: dict[str, Any], *, times: bool = True) -> tuple[list[str], 
     Args:
         record: as `Results.record` makes it.
         times: whether to show seconds, which say little where the machine had other work.
+
+    Returns:
+        Steps are among them where not all optimizers take as many.
     """
-    scores = list(dict.fromkeys(name for row in record["contestants"] for name in row["scores"]))
+    rows = record["contestants"]
+    scores = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    steps = [str(steps_of(record, row)) for row in rows]
     headings = ["optimizer", "best lr", "tried", "runs", "validation loss"]
     headings += ["loss against the first, by seed", *(name.replace("_", " ") for name in scores)]
     headings += ["optimizer state (MiB)", *(("optimizer (ms/step)", "training (s)") if times else ())]
-    return headings, [_cells(row, scores)[: len(headings)] for row in record["contestants"]]
+    cells = [_cells(row, scores)[: len(headings)] for row in rows]
+    if len(set(steps)) > 1:
+        headings.insert(1, "steps")
+        cells = [[name, of_row, *others] for of_row, (name, *others) in zip(steps, cells, strict=True)]
+    return headings, cells
+
+
+def steps_of(record: dict[str, Any], row: dict[str, Any]) -> int | None:
+    """How long an optimizer trains, its own number of steps or that of all; None where a task's own is taken."""
+    return row["settings"].get("steps", record["settings"].get("steps"))
 
 
 def _cells(row: dict[str, Any], scores: Sequence[str]) -> list[str]:
