@@ -143,6 +143,7 @@ def test_runs_with_another_version_of_a_package_are_other_runs(corpus, monkeypat
 PUBLISHED = (
     "peers-demo-rank32-cpu",
     "peers-small-rank16-cpu",
+    "peers-gutenberg-rank80-cpu",
     "dense-rates-small-rank16-cpu",
     "dense-rates-gutenberg-rank80-cpu",
 )
