@@ -237,6 +237,21 @@ def test_differences_are_taken_seed_by_seed():
     assert row[headings.index("loss against the first, by seed")] == "+0.6000 ± 0.1414"
 
 
+def test_runs_of_unequal_steps_are_of_one_study_if_they_are_measured_on_the_same_text(corpus, tmp_path):
+    longer = Contestant("adamw", (1e-3,), {"steps": 5}, "longer")
+    study = tiny_study(corpus, Contestant("adamw", (1e-3,)), longer)
+    record = run_study(study, tmp_path)
+    assert [(row["name"], row["num_runs"]) for row in record["contestants"]] == [("adamw", 1), ("longer", 1)]
+    first, second = record["trials"]
+    assert (first["steps"], second["steps"]) == (4, 5)
+    assert first["fingerprint"] != second["fingerprint"]
+    assert first["validation_fingerprint"] == second["validation_fingerprint"]
+    results = Results(study)
+    results.add(Trial(study.contestants[0], 1e-3, 0), first)
+    with pytest.raises(UsageError, match="saw different data"):
+        results.add(Trial(longer, 1e-3, 0), {**second, "validation_fingerprint": "another"})
+
+
 def test_steps_are_shown_where_optimizers_take_unequally_many():
     first, other = Contestant("ldadamw", (1e-3,)), Contestant("adamw", (1e-3,), {"steps": 7})
     results = Results(Study("s", "", "pretrain", {"steps": 5}, (first, other), (0,)))

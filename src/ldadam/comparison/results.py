@@ -43,7 +43,7 @@ class Results:
             UsageError: it saw other data than those before it.
         """
         for other, known in self.outcomes.items():
-            if other.seed == trial.seed and known["fingerprint"] != outcome["fingerprint"]:
+            if other.seed == trial.seed and not _same_data(known, outcome):
                 raise UsageError(
                     f"{other.name} and {trial.name} saw different data, which has changed between them: delete the "
                     "older folder, choose another --out, or leave out --known"
@@ -173,10 +173,22 @@ def outcome_of(run: RunData) -> dict[str, Any]:
         "optimizer_bytes": summary["optimizer_bytes"],
         "validation": [[record["step"], record["seconds"], record["val_loss"]] for record in evaluations],
         "fingerprint": run.facts["fingerprint"],
+        "validation_fingerprint": run.facts.get("validation_fingerprint"),
         **{name: run.facts[name] for name in _MADE_BY},
         "optimizer_package": run.facts.get("optimizer_package"),
         "hardware": run.facts["hardware"],
     }
+
+
+def _same_data(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Of a text as much is read as a run's steps take: where they differ, only what is held out can be the same.
+
+    Runs older than its fingerprint are taken at their word.
+    """
+    if one["steps"] == other["steps"]:
+        return one["fingerprint"] == other["fingerprint"]
+    held_out = {outcome.get("validation_fingerprint") for outcome in (one, other)} - {None}
+    return len(held_out) < 2
 
 
 def _mean_per_step(run: RunData, value: str) -> float:

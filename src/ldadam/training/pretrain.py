@@ -18,7 +18,7 @@ from ldadam.training.layouts import place_model
 from ldadam.training.loop import train_to_the_end
 from ldadam.training.model import build_model, choose_device
 from ldadam.training.optimizers import build_optimizer
-from ldadam.training.packing import PackedCorpus, pack_corpus, tokenizer_for
+from ldadam.training.packing import PackedCorpus, fingerprint, pack_corpus, tokenizer_for
 from ldadam.training.ranks import Ranks, joined
 from ldadam.training.recorder import Recorder
 from ldadam.training.trainer import make_trainer
@@ -114,6 +114,7 @@ def _create(run: Path, config: PretrainConfig, text: Text, model: torch.nn.Modul
         "fingerprint": text.packed.fingerprint,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_tokens": text.packed.num_train_tokens,
+        "validation_fingerprint": fingerprint(text.packed.validation),
         "validation_tokens": text.packed.validation.numel(),
     }
     run_folder.create(run, config, facts)
