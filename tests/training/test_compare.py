@@ -144,6 +144,7 @@ PUBLISHED = (
     "peers-demo-rank32-cpu",
     "peers-small-rank16-cpu",
     "peers-gutenberg-rank80-cpu",
+    "equal-seconds-gutenberg-rank80-cpu",
     "dense-rates-small-rank16-cpu",
     "dense-rates-gutenberg-rank80-cpu",
 )
