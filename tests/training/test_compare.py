@@ -238,6 +238,7 @@ def test_differences_are_taken_seed_by_seed():
     assert row[headings.index("loss against the first, by seed")] == "+0.6000 ± 0.1414"
 
 
+@pytest.mark.slow
 def test_runs_of_unequal_steps_are_of_one_study_if_they_are_measured_on_the_same_text(corpus, tmp_path):
     longer = Contestant("adamw", (1e-3,), {"steps": 5}, "longer")
     study = tiny_study(corpus, Contestant("adamw", (1e-3,)), longer)
