@@ -28,9 +28,9 @@ def rendered(page):
 
 def _block(file, columns, timed):
     record = _record(file, timed)
-    made_by = _circumstances(record, file, _TIMES if columns == "only times" else _LOSSES)
+    made_by = _circumstances(record, file, of_times=columns == "only times")
     if timed:
-        made_by += f" Times: {_circumstances(_read(timed), timed, _TIMES)}"
+        made_by += f" Times: {_circumstances(_read(timed), timed, of_times=True)}"
     table = times_of(record) if columns == "only times" else table_of(record, times=columns != "no times")
     return markdown_table(*table) + f"\n{made_by}\n\n"
 
@@ -74,18 +74,14 @@ def _record(file, timed):
     return record
 
 
-_LOSSES = "mean ± standard deviation over a row's seeds, the first of which chose the learning rate; "
-_AT_ONE_RATE = "mean ± standard deviation over a row's seeds; "
-_TIMES = "mean ± standard deviation over a row's runs, without their first steps; "
-
-
-def _circumstances(record, file, spread):
-    trials = record["trials"]
+def _circumstances(record, file, *, of_times):
+    trials, rows = record["trials"], record["contestants"]
     hardware = [trial["hardware"] for trial in trials]
-    if spread == _LOSSES and max(len(row["lrs"]) for row in record["contestants"]) == 1:
-        spread = _AT_ONE_RATE
-    if max(row.get("num_runs", 0) for row in record["contestants"]) < 2:
-        spread = ""
+    spread = "mean ± standard deviation over a row's "
+    spread += "runs, without their first steps" if of_times else "seeds"
+    if not of_times and max(len(row["lrs"]) for row in rows) > 1:
+        spread += ", the first of which chose the learning rate"
+    spread = f"{spread}; " if max(row.get("num_runs", 0) for row in rows) > 1 else ""
     return (
         f"{spread}{_each(trials, 'steps')} steps, {len(trials)} runs; {_each(hardware, 'processor')}, threads: "
         f"{_each(hardware, 'threads')}; torch {_each(trials, 'torch')}, transformers {_each(trials, 'transformers')}; "

@@ -66,14 +66,14 @@ CASES = [
 IN_HALF_PRECISION = ("defaults", "int8 buffer", "stochastic rounding", "residual, stochastic rounding")
 
 
-def steps_of_every_backend():
+def cases_of_one_step():
     """Every option with every backend and dtype."""
-    return [
-        pytest.param(backend, dtype, options, marks=pytest.mark.slow if is_slow else ())
-        for backend, dtype in CASES
-        for options in OPTIONS
-        for is_slow in [backend == "triton" and dtype.itemsize == 2 and options not in IN_HALF_PRECISION]
-    ]
+
+    def is_slow(backend, dtype, options):
+        return backend == "triton" and dtype.itemsize == 2 and options not in IN_HALF_PRECISION
+
+    every = [(*case, options) for case in CASES for options in OPTIONS]
+    return [pytest.param(*one, marks=pytest.mark.slow if is_slow(*one) else ()) for one in every]
 
 
 def params_of(dtype: torch.dtype, shapes=SHAPES) -> list[torch.nn.Parameter]:
@@ -150,7 +150,7 @@ def start_from_the_state_of_the_page(fast: LDAdamW, page: LDAdamW, steps) -> Non
     fast.param_groups[0]["backend"] = backend
 
 
-@pytest.mark.parametrize(("backend", "dtype", "options"), steps_of_every_backend())
+@pytest.mark.parametrize(("backend", "dtype", "options"), cases_of_one_step())
 def test_one_step_from_the_same_state_equals_the_page(backend, dtype, options):
     fast, page = pair(backend, dtype, OPTIONS[options])
     steps = grads_of(params_of(dtype), 4)

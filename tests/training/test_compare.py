@@ -24,6 +24,7 @@ from ldadam.peers import PEERS
 from ldadam.planner.models import find_source
 from ldadam.planner.planning import Settings as PlanSettings
 from ldadam.planner.planning import find_run, footprint_without_peak
+from ldadam.recipes import RECIPES
 from ldadam.recipes.equal_seconds import equal_seconds_gutenberg_rank80_cpu
 from ldadam.recipes.peers import peers_demo_rank32_cpu, peers_gutenberg_rank80_cpu, peers_small_rank16_cpu
 from ldadam.training.errors import Interrupted, UsageError
@@ -157,6 +158,10 @@ def test_a_published_record_is_of_the_recipe_as_it_is(name, capsys):
     assert ldadam("run", name, "--known", record, "--dry-run") == 0
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if not line.startswith("#")] == [] and err == ""
+    (study,) = RECIPES[name]()
+    results = Results(study)
+    for trial, known in known_outcomes(study, json.loads(record.read_text()), processes=1).items():
+        results.add(trial, known)
 
 
 def test_a_study_that_is_stopped_leaves_the_record_of_what_has_ended(tmp_path, corpus, monkeypatch):
@@ -252,6 +257,8 @@ def test_runs_of_unequal_steps_are_of_one_study_if_they_are_measured_on_the_same
     results.add(Trial(study.contestants[0], 1e-3, 0), first)
     with pytest.raises(UsageError, match="saw different data"):
         results.add(Trial(longer, 1e-3, 0), {**second, "validation_fingerprint": "another"})
+    with pytest.raises(UsageError, match="saw different data"):
+        results.add(Trial(longer, 1e-3, 0), {**second, "validation_fingerprint": None})
 
 
 def test_steps_are_shown_where_optimizers_take_unequally_many():
@@ -426,7 +433,6 @@ def test_dense_weights_keep_their_rate_while_that_of_matrices_is_swept(tmp_path,
 def test_recipes_are_listed_and_each_gives_runs_that_could_begin(capsys):
     from ldadam.comparison.study import KINDS
     from ldadam.finetune.config import resolve as resolve_finetune
-    from ldadam.recipes import RECIPES
     from ldadam.training.config import resolve as resolve_pretrain
 
     resolve = {"pretrain": resolve_pretrain, "finetune": resolve_finetune}

@@ -28,7 +28,7 @@ def equal_seconds_gutenberg_rank80_cpu() -> list[Study]:
         if one.title in _TEN_MILLION:
             lr, steps = _TEN_MILLION[one.title]
             settings = {**one.settings, "steps": steps}
-            contestants.append(dataclasses.replace(one, lrs=(lr,), settings=settings, name=one.title))
+            contestants.append(dataclasses.replace(one, lrs=(lr,), settings=settings))
     name, about = "equal-seconds-gutenberg-rank80-cpu", "every optimizer in the time of the first one's training"
     return [dataclasses.replace(study, name=name, about=about, contestants=tuple(contestants))]
 
